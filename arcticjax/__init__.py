@@ -1,0 +1,1 @@
+"""arcticjax: train Arctic-Embed text embedding models in JAX."""

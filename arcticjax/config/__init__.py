@@ -1,0 +1,43 @@
+"""What a run is: one YAML file, typed and validated. Nothing here imports jax."""
+
+from arcticjax.config.contract import TextContract
+from arcticjax.config.fields import describe
+from arcticjax.config.load import differences, dump_config, load_config
+from arcticjax.config.schema import (
+    CheckpointConfig,
+    DataConfig,
+    DocstringsConfig,
+    EvaluationConfig,
+    ExportConfig,
+    LossConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ReportConfig,
+    RunConfig,
+    RunSection,
+    SourceConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "DataConfig",
+    "DocstringsConfig",
+    "EvaluationConfig",
+    "ExportConfig",
+    "LossConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ReportConfig",
+    "RunConfig",
+    "RunSection",
+    "SourceConfig",
+    "TextContract",
+    "TrainConfig",
+    "describe",
+    "differences",
+    "dump_config",
+    "load_config",
+]

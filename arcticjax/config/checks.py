@@ -1,0 +1,272 @@
+"""Rules that tie several fields of a config together.
+
+Each rule looks at a config and yields (path of the field to change, what is wrong and what to do).
+The rules also run on a config some of whose fields are wrong, so that one report holds everything:
+reading such a field raises `Unknown`, and the rule that did so is left out.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+Path = tuple[str | int, ...]
+Problem = tuple[Path, str]
+
+
+class Unknown(Exception):
+    """The field that a rule reads has no valid value, which is reported elsewhere."""
+
+
+def cross_field_problems(config: Any) -> list[Problem]:
+    """Every broken rule; `config` is a RunConfig or has its attributes."""
+    problems = []
+    for rule in _RULES:
+        try:
+            problems.extend(rule(config))
+        except Unknown:
+            continue
+    return problems
+
+
+def nearest(name: str, names: Sequence[str]) -> str | None:
+    """The name most like `name`, or that it shortens, whatever its case; None if none is close."""
+    lowered = {known.lower(): known for known in names}
+    found = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
+    if not found and len(name) > 2:
+        found = [known for known in lowered if known.startswith(name.lower())]
+    return lowered[found[0]] if found else None
+
+
+def _one_start(config: Any) -> Iterator[Problem]:
+    init, preset = config.model.init, config.model.preset
+    if init is None and preset is None:
+        yield (
+            ("model",),
+            "neither init nor preset is given; set model.init to a folder or hub name, or "
+            "model.preset to xs, s, m or l",
+        )
+    if init is not None and preset is not None:
+        yield (
+            ("model", "preset"),
+            f"preset ({preset}) and init ({init}) are both given; keep one of them",
+        )
+
+
+def _preset_tokenizer(config: Any) -> Iterator[Problem]:
+    model = config.model
+    if model.preset is not None and model.init is None and model.tokenizer is None:
+        yield (
+            ("model", "tokenizer"),
+            "a preset has no tokenizer of its own; give a tokenizer.json or the folder that "
+            "holds it",
+        )
+
+
+def _some_data(config: Any) -> Iterator[Problem]:
+    if not config.data.sources and config.data.docstrings is None:
+        yield (
+            ("data",),
+            "nothing to train on; give data.sources or data.docstrings ({} takes its defaults)",
+        )
+
+
+def _unique_names(config: Any) -> Iterator[Problem]:
+    first: dict[str, int] = {}
+    for index, source in enumerate(config.data.sources):
+        if source.name in first:
+            yield (
+                ("data", "sources", index, "name"),
+                f"{source.name!r} is already the name of data.sources.{first[source.name]}; "
+                "names must differ",
+            )
+        first.setdefault(source.name, index)
+
+
+def _columns_differ(config: Any) -> Iterator[Problem]:
+    for index, source in enumerate(config.data.sources):
+        if source.query == source.document:
+            yield (
+                ("data", "sources", index, "document"),
+                f"query and document are the same column ({source.query!r}); every pair would be "
+                "a text and itself",
+            )
+
+
+def _weights(config: Any) -> Iterator[Problem]:
+    sources = config.data.sources
+    weighted = [source.weight is not None for source in sources]
+    if not any(weighted):
+        return
+    path: Path = ("data", "sources", weighted.index(True), "weight")
+    if not all(weighted):
+        missing = weighted.index(False)
+        yield (
+            ("data", "sources", missing, "weight"),
+            f"sources.{missing} has no weight while sources.{path[2]} has one; weight all sources "
+            "or none",
+        )
+    if config.data.docstrings is not None:
+        yield path, "docstring sources have no weight; remove the weights or data.docstrings"
+    if not config.data.stratified:
+        yield path, "has no effect when data.stratified is false; remove one of the two"
+
+
+def _row_length(config: Any) -> Iterator[Problem]:
+    row = config.data.row_length
+    for name in ("query_length", "document_length"):
+        length = getattr(config.data, name)
+        if row is not None and row < length:
+            yield (
+                ("data", "row_length"),
+                f"a row of {row} tokens cannot hold data.{name} = {length}; raise row_length or "
+                "leave it out",
+            )
+
+
+def _hard_negatives(config: Any) -> Iterator[Problem]:
+    if not config.loss.in_batch_negatives:
+        yield (
+            ("loss", "in_batch_negatives"),
+            "false needs hard negatives, which this version cannot read; leave it true",
+        )
+
+
+def _decay_steps(config: Any) -> Iterator[Problem]:
+    schedule, decay = config.optimizer.schedule, config.optimizer.decay_steps
+    if schedule == "wsd" and decay is None:
+        yield (
+            ("optimizer", "decay_steps"),
+            "required by schedule wsd: the length of the final decay, in steps",
+        )
+    if schedule != "wsd" and decay is not None:
+        yield (
+            ("optimizer", "decay_steps"),
+            f"only schedule wsd has decay_steps ({schedule} decays from warm-up to the end); "
+            "remove it",
+        )
+
+
+def _final_fraction(config: Any) -> Iterator[Problem]:
+    optimizer = config.optimizer
+    if optimizer.schedule == "constant" and optimizer.final_fraction:
+        yield (
+            ("optimizer", "final_fraction"),
+            "schedule constant ends at its peak; remove final_fraction or choose another schedule",
+        )
+
+
+def _warmup_fits(config: Any) -> Iterator[Problem]:
+    total, warmup = config.train.total_steps, config.optimizer.warmup_steps
+    if total is not None and warmup >= total:
+        yield (
+            ("optimizer", "warmup_steps"),
+            f"a warm-up of {warmup} steps never ends in train.total_steps = {total}; lower it "
+            "below that",
+        )
+
+
+def _decay_fits(config: Any) -> Iterator[Problem]:
+    total, warmup = config.train.total_steps, config.optimizer.warmup_steps
+    decay = config.optimizer.decay_steps
+    if config.optimizer.schedule != "wsd" or decay is None or total is None or warmup >= total:
+        return
+    if warmup + decay > total:
+        yield (
+            ("optimizer", "decay_steps"),
+            f"warm-up ({warmup}) and decay ({decay}) take {warmup + decay} steps, "
+            f"train.total_steps is {total}",
+        )
+
+
+def _whole_share(config: Any) -> Iterator[Problem]:
+    devices, batch = config.mesh.data, config.train.global_batch
+    if devices != "auto" and batch % devices:
+        yield (
+            ("train", "global_batch"),
+            f"{batch} pairs cannot be shared equally by mesh.data = {devices} devices; the next "
+            f"multiple is {-(-batch // devices) * devices}",
+        )
+
+
+def _fsdp(config: Any) -> Iterator[Problem]:
+    if config.mesh.fsdp != 1:
+        yield (
+            ("mesh", "fsdp"),
+            f"{config.mesh.fsdp} is not possible in this version, only 1; put the devices on "
+            "mesh.data",
+        )
+
+
+def _task_names(config: Any) -> Iterator[Problem]:
+    for index, task in enumerate(config.evaluation.tasks):
+        kind, _, rest = task.partition(":")
+        if task == "docstrings" or (kind == "beir" and rest):
+            continue
+        close = nearest(kind, ["docstrings", "beir"])
+        meant = f"beir:{rest or 'FOLDER'}" if close == "beir" else close
+        hint = f"; did you mean {meant}?" if meant else ""
+        yield (
+            ("evaluation", "tasks", index),
+            f"got {task!r}, expected beir:FOLDER or docstrings{hint}",
+        )
+
+
+def _task_twice(config: Any) -> Iterator[Problem]:
+    tasks = config.evaluation.tasks
+    for index, task in enumerate(tasks):
+        if task in tasks[:index]:
+            yield ("evaluation", "tasks", index), f"{task!r} is listed twice; remove one"
+
+
+def _docstrings_task(config: Any) -> Iterator[Problem]:
+    tasks = config.evaluation.tasks
+    if "docstrings" not in tasks:
+        return
+    path: Path = ("evaluation", "tasks", tasks.index("docstrings"))
+    if config.data.docstrings is None:
+        yield (
+            path,
+            "task docstrings needs data.docstrings with held_out packages; add them or remove the "
+            "task",
+        )
+    elif not config.data.docstrings.held_out:
+        yield (
+            path,
+            "task docstrings has nothing to score: data.docstrings.held_out is empty; name "
+            "packages there or remove the task",
+        )
+
+
+def _packages(config: Any) -> Iterator[Problem]:
+    docstrings = config.data.docstrings
+    if docstrings is None or isinstance(docstrings.packages, str):
+        return
+    if not [name for name in docstrings.packages if name not in docstrings.held_out]:
+        yield (
+            ("data", "docstrings", "packages"),
+            "no package is left to train on; name one that is not in held_out, or write installed",
+        )
+
+
+_RULES: tuple[Callable[[Any], Iterator[Problem]], ...] = (
+    _one_start,
+    _preset_tokenizer,
+    _some_data,
+    _unique_names,
+    _columns_differ,
+    _weights,
+    _row_length,
+    _hard_negatives,
+    _decay_steps,
+    _final_fraction,
+    _warmup_fits,
+    _decay_fits,
+    _whole_share,
+    _fsdp,
+    _task_names,
+    _task_twice,
+    _docstrings_task,
+    _packages,
+)

@@ -1,0 +1,294 @@
+"""Every field of a run's configuration: its type, its default, its range and its unit."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from arcticjax.config.checks import cross_field_problems
+from arcticjax.config.contract import MIN_LENGTH, Pooling
+
+CROSS_FIELD = "cross_field"
+
+Text = Annotated[str, Field(min_length=1)]
+# A name becomes a folder: it must not climb out of its parent or hide in it.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")]
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Length = Annotated[int, Field(ge=MIN_LENGTH)]
+PositiveNumber = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    # Strict: YAML already says what is text, a number or true; "64" or true for 64 is a slip.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class RunSection(_Section):
+    directory: Text = Field(
+        description="Folder of the run: config, metrics, checkpoints, report and export. The same "
+        "command on the same folder resumes. Relative to the working directory."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        default=0, description="Decides initial weights and the order of the data."
+    )
+
+
+class ModelConfig(_Section):
+    init: Text | None = Field(
+        default=None,
+        description="Pretrained encoder to start from: a folder or a hub name. Give this or "
+        "preset.",
+    )
+    preset: Literal["xs", "s", "m", "l"] | None = Field(
+        default=None,
+        description="Architecture to start from with random weights; needs tokenizer. Give this "
+        "or init.",
+    )
+    tokenizer: Text | None = Field(
+        default=None,
+        description="tokenizer.json or the folder that holds it. null: the one beside init.",
+    )
+    pooling: Pooling | None = Field(
+        default=None,
+        description="How token vectors become one vector. null: init's own; cls for a preset.",
+    )
+    keep_layers: Positive | None = Field(
+        default=None, description="Keep only the first so many layers. null: all."
+    )
+    query_prompt: str | None = Field(
+        default=None,
+        description="Put before every query; ends in a space, or is empty. null: init's own, "
+        "none for a preset.",
+    )
+    document_prompt: str | None = Field(
+        default=None,
+        description="Put before every document; ends in a space, or is empty. null: init's own, "
+        "none for a preset.",
+    )
+
+
+class SourceConfig(_Section):
+    name: Name = Field(
+        description="Name of the source in metrics and in the cache, once per config."
+    )
+    path: Text = Field(
+        description="A stored source, a Parquet or JSONL[.gz] file or folder of them, hub:NAME or "
+        "tfds:NAME."
+    )
+    query: Text = Field(default="query", description="Column that holds the query.")
+    document: Text = Field(default="document", description="Column that holds the document.")
+    weight: PositiveNumber | None = Field(
+        default=None,
+        description="Share of the batches, relative to the other sources' weights; all sources "
+        "have one or none has. null: in proportion to the source's size.",
+    )
+
+
+class DocstringsConfig(_Section):
+    packages: list[Text] | Literal["installed"] = Field(
+        default="installed",
+        description="Python packages, by import name, whose docstrings become pairs (summary line "
+        "-> body), one source per package. installed: all that are found.",
+    )
+    held_out: list[Text] = Field(
+        default=[],
+        description="Packages, by import name, that are never trained on; their pairs become the "
+        "docstrings evaluation task.",
+    )
+    max_pairs: Positive = Field(default=4000, description="Pairs taken from one package at most.")
+    min_pairs: Positive | None = Field(
+        default=None,
+        description="Packages with fewer pairs share one source. null: train.global_batch.",
+    )
+    max_documents: Positive = Field(
+        default=1000, description="Documents in the evaluation task at most."
+    )
+
+
+class DataConfig(_Section):
+    sources: list[SourceConfig] = Field(
+        default=[], description="Files of pairs to train on; see data.sources.N.*"
+    )
+    docstrings: DocstringsConfig | None = Field(
+        default=None,
+        description="Also train on the docstrings of installed Python packages; {} takes the "
+        "defaults of data.docstrings.*. null: no.",
+    )
+    query_length: Length = Field(
+        default=32, description="Tokens of a query at most, special tokens and prompt included."
+    )
+    document_length: Length = Field(
+        default=256,
+        description="Tokens of a document at most, special tokens and prompt included.",
+    )
+    row_length: Annotated[int, Field(ge=8)] | None = Field(
+        default=None,
+        description="Tokens in a row into which texts are packed; no less than the two lengths "
+        "above. null: chosen from the data.",
+    )
+    small_sources: Literal["error", "merge", "drop"] = Field(
+        default="error",
+        description="What to do with a source that has fewer pairs than train.global_batch.",
+    )
+    stratified: bool = Field(
+        default=True,
+        description="Every global batch comes from one source. false: batches mix all sources.",
+    )
+    cache: Text | None = Field(
+        default=None,
+        description="Folder of tokenised sources. null: cache inside run.directory.",
+    )
+    threads: Positive = Field(default=2, description="Threads that read data, per process.")
+    prefetch: Positive = Field(default=2, description="Global batches made ready ahead of use.")
+
+
+class LossConfig(_Section):
+    temperature: PositiveNumber = Field(
+        default=0.02, description="Cosine similarities are divided by this before the softmax."
+    )
+    in_batch_negatives: bool = Field(
+        default=True,
+        description="The other documents of the global batch are a query's negatives. false needs "
+        "hard negatives and is refused in this version.",
+    )
+    tile: Positive = Field(
+        default=1024, description="Documents scored at once; bounds memory, not the result."
+    )
+
+
+class OptimizerConfig(_Section):
+    learning_rate: PositiveNumber = Field(description="Peak learning rate of AdamW.")
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = Field(
+        default="linear",
+        description="Shape of the learning rate after warm-up; wsd: constant, then a linear decay "
+        "over the last decay_steps.",
+    )
+    warmup_steps: NonNegative = Field(
+        default=0, description="Steps over which the learning rate rises to its peak."
+    )
+    decay_steps: Positive | None = Field(
+        default=None, description="Length in steps of the final decay; wsd only, required there."
+    )
+    final_fraction: Fraction = Field(
+        default=0.0, description="Where the learning rate ends, as a fraction of its peak."
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        default=0.01, description="Decoupled weight decay; biases and norms have none."
+    )
+    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.9, description="Decay of the mean of the gradient, per step."
+    )
+    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.999, description="Decay of the mean of the squared gradient, per step."
+    )
+    epsilon: PositiveNumber = Field(default=1e-8, description="Added to AdamW's denominator.")
+    clip_norm: PositiveNumber | None = Field(
+        default=1.0, description="Global gradient norm above which it is scaled down. null: never."
+    )
+
+
+class TrainConfig(_Section):
+    total_steps: Positive | None = Field(
+        default=None, description="Optimiser steps in the run. null: one exact epoch of the data."
+    )
+    global_batch: Annotated[int, Field(ge=2)] = Field(
+        description="Pairs in one step, over all devices."
+    )
+    microbatch: Positive | None = Field(
+        default=None,
+        description="Rows that a device encodes at once; bounds memory, not the result. null: "
+        "chosen.",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Type the encoder computes in; weights, statistics and loss are float32.",
+    )
+    log_every_steps: Positive = Field(
+        default=1, description="Steps between two lines of metrics.jsonl."
+    )
+
+
+class MeshConfig(_Section):
+    data: Positive | Literal["auto"] = Field(
+        default="auto", description="Devices that share the global batch. auto: all."
+    )
+    fsdp: Positive = Field(
+        default=1,
+        description="Devices that share the parameters; only 1 is accepted in this version.",
+    )
+    platform: Literal["auto", "cpu", "gpu", "tpu"] = Field(
+        default="auto", description="Kind of device. auto: the best that jax finds."
+    )
+    policy: Literal["required", "preferred"] = Field(
+        default="required",
+        description="When platform is not there: required stops, preferred runs on the CPU and "
+        "says so.",
+    )
+
+
+class CheckpointConfig(_Section):
+    save_every_steps: Positive = Field(
+        default=100, description="Steps between two checkpoints; the last step is always saved."
+    )
+    keep: Positive = Field(default=2, description="Checkpoints kept; older ones are deleted.")
+
+
+class EvaluationConfig(_Section):
+    tasks: list[Text] = Field(
+        default=[],
+        description="Retrieval tasks scored before and after training: beir:FOLDER, or docstrings "
+        "(the held-out packages).",
+    )
+    every_steps: Positive | None = Field(
+        default=None,
+        description="Also score every so many steps. null: only before and after.",
+    )
+    demo_queries: list[Text] = Field(
+        default=[], description="Queries searched at the end, to look at the answers."
+    )
+    demo_top: Positive = Field(default=3, description="Answers shown for each demo query.")
+
+
+class ExportConfig(_Section):
+    enabled: bool = Field(
+        default=True, description="Write a sentence-transformers folder at the end."
+    )
+
+
+class ReportConfig(_Section):
+    tensorboard: bool = Field(
+        default=False, description="Mirror the metrics to TensorBoard (needs tensorboardX)."
+    )
+    plots: bool = Field(default=True, description="Draw loss and scores as PNG files.")
+
+
+class RunConfig(_Section):
+    """A whole run. Cross-field rules hold in every instance (see `checks`)."""
+
+    run: RunSection = Field(description="Where the run lives and what it can be repeated from.")
+    model: ModelConfig = Field(description="The encoder and the text contract it starts with.")
+    data: DataConfig = Field(description="The pairs, and how they are cut and packed.")
+    loss: LossConfig = Field(default=LossConfig(), description="InfoNCE.")
+    optimizer: OptimizerConfig = Field(description="AdamW and its learning rate over time.")
+    train: TrainConfig = Field(description="How long, how many pairs a step, in what precision.")
+    mesh: MeshConfig = Field(default=MeshConfig(), description="The devices.")
+    checkpoint: CheckpointConfig = Field(
+        default=CheckpointConfig(), description="How often the run is saved."
+    )
+    evaluation: EvaluationConfig = Field(
+        default=EvaluationConfig(), description="How well it retrieves."
+    )
+    export: ExportConfig = Field(default=ExportConfig(), description="What is handed on.")
+    report: ReportConfig = Field(default=ReportConfig(), description="What is shown.")
+
+    @model_validator(mode="after")
+    def _cross_field(self) -> RunConfig:
+        problems = cross_field_problems(self)
+        if problems:
+            text = "; ".join(f"{'.'.join(map(str, path))}: {why}" for path, why in problems)
+            raise PydanticCustomError(CROSS_FIELD, "{text}", {"text": text, "problems": problems})
+        return self

@@ -1,0 +1,182 @@
+"""The input pipeline: step -> draw -> layout -> records -> rows, in Grain's worker threads, resumable by step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grain.python as grain
+import numpy as np
+
+from arcticjax import errors
+from arcticjax.data import assemble, layout
+from arcticjax.data.catalog import SourceView
+from arcticjax.data.draw import Draw, Drawn
+
+
+@dataclass(frozen=True)
+class HostBatch:
+    """This process's part of a global batch.
+
+    arrays: for the step, axis 0 = local devices n:
+        tokens [n, M, G, S], starts, lengths, places [n, M, G, K], microbatches [n], positives [n, b, 1],
+        row_groups [n, b], column_groups [n, b]; all int32.
+    step, source (its name), drawn: where the batch comes from.
+    """
+
+    arrays: dict[str, np.ndarray]
+    step: int
+    source: str
+    drawn: Drawn
+
+
+@dataclass(frozen=True)
+class BatchBuilder:
+    """Builds the batch of any step; a pure function of (step, sources, seed), whatever was built before.
+
+    local: positions of this process's devices along the batch's first axis.
+    """
+
+    views: Sequence[SourceView]
+    draw: Draw
+    shapes: layout.Shapes
+    query: assemble.Template
+    document: assemble.Template
+    local: Sequence[int]
+    pad_id: int = 0
+
+    def __call__(self, step: int) -> HostBatch:
+        drawn = self.draw.at(int(step))
+        view = self.views[drawn.source]
+        records = drawn.records
+        query_lengths = self.query.lengths(view.query_lengths(records))
+        document_lengths = self.document.lengths(view.document_lengths(records))
+        dealt = layout.deal(
+            view.query_ids(records),
+            view.document_ids(records),
+            query_lengths,
+            document_lengths,
+            self.shapes.devices,
+        )
+        parts = [
+            self._device(
+                view,
+                records,
+                dealt.pairs_Nb[device],
+                dealt.documents[device],
+                query_lengths,
+                document_lengths,
+            )
+            for device in self.local
+        ]
+        local = list(self.local)
+        arrays = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+        arrays |= {
+            "positives": dealt.positives_Nb1[local],
+            "row_groups": dealt.row_groups_Nb[local],
+            "column_groups": dealt.column_groups_Nb[local],
+        }
+        return HostBatch(arrays, int(step), view.name, drawn)
+
+    def _device(
+        self,
+        view: SourceView,
+        records: np.ndarray,
+        pairs: np.ndarray,
+        documents: np.ndarray,
+        query_lengths: np.ndarray,
+        document_lengths: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """One device's rows. Its documents are documents of its own pairs, so one read brings both sides."""
+        shapes = self.shapes
+        packing = layout.place(query_lengths[pairs], document_lengths[documents], shapes)
+        queries, bodies = view.read(records[pairs])
+        place_of_pair = dict(zip(pairs.tolist(), range(len(pairs)), strict=True))
+        bodies = [bodies[place_of_pair[pair]] for pair in documents.tolist()]
+
+        rows = shapes.microbatches * shapes.rows
+        tokens = np.full((rows, shapes.row_length), self.pad_id, np.int32)
+        used = packing.places_MGK < shapes.texts
+        row_of = np.broadcast_to(np.arange(rows)[:, None], (rows, shapes.slots)).reshape(used.shape)
+        position_T = np.empty(len(queries) + len(bodies), np.int64)
+        position_T[packing.places_MGK[used]] = (
+            row_of[used] * shapes.row_length + packing.starts_MGK[used]
+        )
+        assemble.fill_rows(tokens, queries, position_T[: len(queries)], self.query)
+        assemble.fill_rows(tokens, bodies, position_T[len(queries) :], self.document)
+        return {
+            "tokens": tokens.reshape(shapes.microbatches, shapes.rows, shapes.row_length),
+            "starts": packing.starts_MGK,
+            "lengths": packing.lengths_MGK,
+            "places": packing.places_MGK,
+            "microbatches": np.asarray(-(-packing.rows // shapes.rows), np.int32),
+        }
+
+
+def batches(
+    builder: BatchBuilder, start: int, stop: int, *, threads: int, prefetch: int
+) -> Iterator[HostBatch]:
+    """Batches of steps start..stop-1, built ahead by `threads` Grain threads, `prefetch` batches deep.
+
+    The order and content of batches depend on the step alone, so resuming needs nothing but `start`.
+    """
+    steps: Any = grain.MapDataset.range(start, stop).map(builder)
+    return iter(
+        steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch))
+    )
+
+
+def choose_shapes(
+    views: Sequence[SourceView],
+    draw: Draw,
+    query: assemble.Template,
+    document: assemble.Template,
+    *,
+    devices: int,
+    row_length: int | None,
+    rows: int | None,
+    hidden_size: int,
+    intermediate_size: int,
+    most_tokens: int,
+    samples: int = 24,
+) -> layout.Shapes:
+    """The shapes of a run: given ones are kept, others chosen from `samples` batches spread over the first epoch.
+
+    `most_tokens` bounds the token slots of a microbatch, thereby its activations. Raises ConfigError for a row length
+    that is too short or no multiple of 8.
+    """
+    longest = max(query.longest, document.longest)
+    if row_length is not None and (row_length < longest or row_length % layout.TOKENS_PER_SLOT):
+        raise errors.ConfigError(
+            f"data.row_length: {row_length} must be a multiple of {layout.TOKENS_PER_SLOT} and at least the longest "
+            f"text, {longest} tokens; leave it out to have it chosen"
+        )
+    pairs = draw.global_batch // devices
+    sampled = []
+    for step in sorted({int(step) for step in np.linspace(0, draw.steps_per_epoch - 1, samples)}):
+        drawn = draw.at(step)
+        view, records = views[drawn.source], drawn.records[:pairs]
+        _, first = np.unique(view.document_ids(records), return_index=True)
+        sampled.append(
+            np.concatenate(
+                [
+                    query.lengths(view.query_lengths(records)),
+                    document.lengths(view.document_lengths(records))[first],
+                ]
+            )
+        )
+    if row_length is None:
+        row_length = layout.choose_row_length(sampled, longest, hidden_size, intermediate_size)
+    if rows is None:
+        slots = row_length // layout.TOKENS_PER_SLOT
+        counts = [layout.pack(lengths, row_length, slots)[3] for lengths in sampled]
+        rows = layout.choose_rows(counts, row_length, most_tokens)
+    return layout.Shapes(
+        devices=devices,
+        pairs=pairs,
+        row_length=row_length,
+        rows=rows,
+        query_length=query.longest,
+        document_length=document.longest,
+    )

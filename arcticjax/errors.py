@@ -1,0 +1,70 @@
+"""Errors a user can cause or meet, each with the exit code that scripts rely on.
+
+A message says what is wrong, where, why it matters and what to do. `run_cli` prints it as the last line of a failed
+command, without a traceback: tracebacks are for bugs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class ArcticError(Exception):
+    """A problem with a clear message. `exit_code` is the process's exit status (see docs/exit_codes.md)."""
+
+    exit_code = 1
+
+
+class ConfigError(ArcticError):
+    """Usage or configuration is wrong, or it changed under a run that resumes."""
+
+    exit_code = 2
+
+
+class DataError(ArcticError):
+    """A source, record or retrieval task is missing, empty or malformed."""
+
+    exit_code = 3
+
+
+class CheckpointError(ArcticError):
+    """Weights or a checkpoint are torn, foreign, of another shape or in an unsafe format."""
+
+    exit_code = 4
+
+
+class NumericsError(ArcticError):
+    """The loss or a gradient is not finite."""
+
+    exit_code = 5
+
+
+class ResourceError(ArcticError):
+    """The disk or memory is full, or a path cannot be written."""
+
+    exit_code = 8
+
+
+class Preempted(ArcticError):
+    """The run was asked to stop, saved, and can be resumed by the same command."""
+
+    exit_code = 42
+
+
+def run_cli(main: Callable[[], int | None]) -> None:
+    """Runs `main` and exits: 0 or its return value, or an `ArcticError`'s exit code with its message last on stderr."""
+    try:
+        code = main() or 0
+    except ArcticError as error:
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print(
+            "error: interrupted; the same command resumes from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        code = 130
+    sys.exit(code)

@@ -1,0 +1,64 @@
+"""The exact (erf) GELU in a form that XLA computes fast, with an analytic derivative."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+# The upper tail of the normal distribution, Q(a) = erfc(a / sqrt 2) / 2 for a >= 0, in the form of
+# Abramowitz & Stegun 7.1.28, Q(a) = p(a)^-8 / 2. These coefficients of p, constant first, are a
+# minimax fit on [0, 6] of that form with degree 8, weighted by max(a, 1/2): max error 5.6e-8.
+# Its errors are relative and Q falls faster than a grows: an erf near 1 would lose digits there.
+_TAIL = (
+    1.0,
+    0.09973445240360518,
+    0.044775527651697344,
+    0.008624819190335146,
+    0.0009396539160703896,
+    0.00013896581647691414,
+    8.730237178437381e-05,
+    -1.476786993915375e-05,
+    2.7791926145811223e-06,
+)
+_DENSITY_SCALE = np.float32(1 / math.sqrt(2 * math.pi))
+
+
+@jax.custom_jvp
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """x * Phi(x) within 5e-7 of the erf form; its derivative within 6e-7.
+
+    Computed in float32 and returned in the dtype of `x`. NaN stays NaN.
+    """
+    return _value(x.astype(jnp.float32), _tail(x.astype(jnp.float32))).astype(x.dtype)
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple, tangents: tuple) -> tuple:
+    (x,), (tangent,) = primals, tangents
+    # One tail serves value and derivative; autodiff of the polynomial would cost twice as much.
+    x32 = x.astype(jnp.float32)
+    tail = _tail(x32)
+    cumulative = jnp.where(x32 > 0, 1 - tail, tail)
+    slope = cumulative + x32 * (_DENSITY_SCALE * jnp.exp(-0.5 * x32 * x32))
+    return _value(x32, tail).astype(x.dtype), tangent * slope.astype(x.dtype)
+
+
+def _tail(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    distance = jnp.abs(x)
+    polynomial = jnp.full_like(x, _TAIL[-1])
+    for coefficient in _TAIL[-2::-1]:
+        polynomial = polynomial * distance + np.float32(coefficient)
+    for _ in range(3):
+        polynomial = polynomial * polynomial
+    return np.float32(0.5) / polynomial
+
+
+def _value(x: Float[Array, "*shape"], tail: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    return jnp.maximum(x, 0) - jnp.abs(x) * tail

@@ -1,0 +1,56 @@
+"""Attention within the texts of packed rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+# Finite, so that no row of scores can become NaN; exp of it is 0 beside any real score.
+MASKED = -1e30
+
+
+def matmul_precision(dtype: jnp.dtype) -> jax.lax.Precision:
+    """The precision that makes a matmul of this dtype what its name says: accelerators otherwise
+    multiply float32 as TF32 or bfloat16."""
+    if dtype == jnp.float32:
+        return jax.lax.Precision.HIGHEST
+    return jax.lax.Precision.DEFAULT
+
+
+def attend(
+    query_RSHK: Float[Array, "R S H K"],
+    key_RSHK: Float[Array, "R S H K"],
+    value_RSHK: Float[Array, "R S H K"],
+    segments_RS: Int[Array, "R S"],
+) -> Float[Array, "R S H K"]:
+    """Softmax attention in which a token sees the tokens of its own segment only, scores scaled by
+    1 / sqrt(K).
+
+    Padding (segment 0) sees only padding: its output is finite and reaches no text. Scores and
+    softmax are float32 for every input dtype; the output has the dtype of the values.
+    """
+    dtype = value_RSHK.dtype
+    precision = matmul_precision(dtype)
+    scale = query_RSHK.shape[-1] ** -0.5
+    scores_RHST = jnp.einsum(
+        "RSHK,RTHK->RHST",
+        query_RSHK * jnp.asarray(scale, dtype),
+        key_RSHK,
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+    same_R1ST = (segments_RS[:, :, None] == segments_RS[:, None, :])[:, None]
+    scores_RHST = jnp.where(same_R1ST, scores_RHST, MASKED)
+    highest_RHS1 = jax.lax.stop_gradient(scores_RHST.max(axis=-1, keepdims=True))
+    weights_RHST = jnp.exp(scores_RHST - highest_RHS1)
+    # Dividing after the product keeps one array of RHST less for the backward pass.
+    mixed_RSHK = jnp.einsum(
+        "RHST,RTHK->RSHK", weights_RHST.astype(dtype), value_RSHK, precision=precision
+    )
+    totals_RSH = jnp.swapaxes(weights_RHST.sum(axis=-1), 1, 2)
+    return (mixed_RSHK.astype(jnp.float32) / totals_RSH[..., None]).astype(dtype)

@@ -1,0 +1,78 @@
+"""The encoder as pure functions over a nested dict of parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from arcticjax.models.bert import Bert
+from arcticjax.models.packing import segments_and_positions
+from arcticjax.models.pooling import normalize, pool
+from arcticjax.models.spec import ModelSpec, Pooling
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Runs the model that a spec describes. Parameters are float32 and named as in
+    `spec.parameter_shapes`; the functions are pure and may be traced by any jax transformation."""
+
+    spec: ModelSpec
+
+    def init(self, key: Array) -> dict[str, Any]:
+        """Random parameters from a key: normal weights, zero biases, unit scales."""
+        return nnx.to_pure_dict(nnx.state(Bert(self.spec, nnx.Rngs(key)), nnx.Param))
+
+    def abstract(self) -> dict[str, Any]:
+        """Shapes and dtypes of the parameters; starts no backend."""
+        return jax.eval_shape(lambda: self.init(jax.random.key(0)))
+
+    def hidden(
+        self,
+        params: dict[str, Any],
+        tokens_RS: Int[Array, "R S"],
+        segments_RS: Int[Array, "R S"],
+        positions_RS: Int[Array, "R S"],
+        *,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        remat: bool = False,
+    ) -> Float[Array, "R S D"]:
+        """Last hidden states of packed rows, in `dtype`, the dtype of matmuls and activations.
+
+        `segments_RS` is 0 at padding and equal within a text; `positions_RS` restarts at 0 in every
+        text. A token or position past its table gives NaN. `remat` trades a second forward pass
+        for the memory of the activations inside layers.
+        """
+        model = nnx.merge(self._definition, params)
+        return model(tokens_RS, segments_RS, positions_RS, dtype=dtype, remat=remat)
+
+    def embed(
+        self,
+        params: dict[str, Any],
+        tokens_RS: Int[Array, "R S"],
+        starts_RK: Int[Array, "R K"],
+        lengths_RK: Int[Array, "R K"],
+        *,
+        pooling: Pooling,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        remat: bool = False,
+    ) -> Float[Array, "R K D"]:
+        """Unit vectors in float32, one per slot; a slot of length 0 gives zeros and no gradient."""
+        segments_RS, positions_RS = segments_and_positions(
+            starts_RK, lengths_RK, tokens_RS.shape[1]
+        )
+        hidden_RSD = self.hidden(
+            params, tokens_RS, segments_RS, positions_RS, dtype=dtype, remat=remat
+        )
+        return normalize(pool(hidden_RSD, starts_RK, lengths_RK, pooling))
+
+    @cached_property
+    def _definition(self) -> nnx.GraphDef:
+        return nnx.split(nnx.eval_shape(lambda: Bert(self.spec, nnx.Rngs(0))), nnx.Param)[0]

@@ -1,0 +1,1 @@
+"""Processes, the mesh, and how arrays lie on it."""

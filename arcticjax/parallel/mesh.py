@@ -1,0 +1,94 @@
+"""The device mesh, and how batches and parameters lie on it.
+
+Axes: `data` (the global batch) and `fsdp`. Batches are cut along both; parameters are replicated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from arcticjax import errors
+
+AXES = ("data", "fsdp")
+# Axis 0 of every batch array is the device; it is cut along both mesh axes.
+BATCH = P(AXES)
+REPLICATED = P()
+
+
+def make_mesh(data: int | str = "auto", fsdp: int = 1) -> Mesh:
+    """A mesh of `data` x `fsdp` devices; 'auto' takes every device.
+
+    One process may use a part of its devices. Raises ConfigError where the devices do not suffice or do not divide.
+    """
+    devices = jax.device_count()
+    if data == "auto":
+        if devices % fsdp:
+            raise errors.ConfigError(
+                f"mesh.fsdp: {fsdp} does not divide the {devices} devices at hand"
+            )
+        data = devices // fsdp
+    size = int(data) * fsdp
+    if size > devices:
+        raise errors.ConfigError(
+            f"mesh.data x mesh.fsdp = {data} x {fsdp} = {size} devices, but {devices} are at hand; "
+            "lower mesh.data or set it to auto"
+        )
+    if size < devices and jax.process_count() > 1:
+        raise errors.ConfigError(
+            f"mesh.data x mesh.fsdp = {size}, but the {jax.process_count()} processes have {devices} devices; "
+            "with several processes every device must be used: set mesh.data to auto"
+        )
+    # Positional and Auto: the argument's name and the default axis type changed between jax versions.
+    return jax.make_mesh(
+        (int(data), fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:size]
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Axis 0 over all devices."""
+    return NamedSharding(mesh, BATCH)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, REPLICATED)
+
+
+def local_positions(mesh: Mesh) -> list[int]:
+    """Positions along axis 0 of a batch that belong to this process's devices, in order."""
+    return [
+        position
+        for position, device in enumerate(mesh.devices.flat)
+        if device.process_index == jax.process_index()
+    ]
+
+
+def host_to_global(mesh: Mesh, local: Any) -> Any:
+    """Global arrays cut along axis 0 from this process's part (a tree of [local devices, ...] numpy arrays)."""
+    sharding = batch_sharding(mesh)
+    devices = mesh.devices.size
+    return jax.tree.map(
+        lambda part: jax.make_array_from_process_local_data(
+            sharding, part, (devices, *part.shape[1:])
+        ),
+        local,
+    )
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """A tree of host arrays as global arrays with a whole copy on every device.
+
+    Each process gives the same values; nothing is sent between processes.
+    """
+    sharding = replicated(mesh)
+
+    def one(leaf: Any) -> jax.Array:
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+    return jax.tree.map(one, tree)

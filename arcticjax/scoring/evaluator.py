@@ -1,0 +1,81 @@
+"""Retrieval evaluation on the training mesh: the tasks of a run and the programs that score them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+
+from arcticjax.scoring import beir, retrieve
+from arcticjax.step.embedder import Embedder
+from arcticjax.step.search import search
+
+
+class Evaluator:
+    """Scores the embedder's current parameters on fixed tasks; the same texts and shapes every time."""
+
+    def __init__(self, tasks: Sequence[beir.Task], embedder: Embedder, mesh: Mesh) -> None:
+        self.tasks = list(tasks)
+        self._embedder = embedder
+        self._mesh = mesh
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """{task: {"ndcg_at_10", "mrr_at_10", "recall_at_100"}} for the embedder's parameters as they are now."""
+        return {task.name: self._one(task).metrics for task in self.tasks}
+
+    def prepare(self) -> None:
+        """Compiles what `evaluate` runs, so that nothing is compiled once training has begun."""
+        width = self._embedder.dimension
+        self._embedder.encode([""], "query")
+        for task in self.tasks:
+            judged = sum(1 for query in task.query_ids if task.qrels.get(query))
+            k = min(retrieve.RECALL_DEPTH, len(task.documents))
+            search(
+                np.zeros((judged, width), np.float32),
+                np.zeros((len(task.documents), width), np.float32),
+                k,
+                self._mesh,
+            )
+
+    def best(self, queries: Sequence[str], top: int) -> list[tuple[str, list[tuple[float, str]]]]:
+        """The `top` documents of the first task for each query: (query, [(cosine, document)])."""
+        documents = self.tasks[0].documents
+        scores_Qk, indices_Qk = search(
+            self._embedder.encode(list(queries), "query"),
+            self._embedder.encode(documents, "document"),
+            top,
+            self._mesh,
+        )
+        return [
+            (
+                query,
+                [
+                    (float(score), documents[index])
+                    for score, index in zip(scores, indices, strict=True)
+                ],
+            )
+            for query, scores, indices in zip(queries, scores_Qk, indices_Qk, strict=True)
+        ]
+
+    def _one(self, task: beir.Task) -> retrieve.Evaluation:
+        return retrieve.evaluate(
+            task,
+            lambda texts, side: self._embedder.encode(texts, side),
+            lambda queries, documents, k: search(queries, documents, k, self._mesh),
+        )
+
+
+def load_tasks(names: Sequence[str], made: dict[str, Path]) -> list[beir.Task]:
+    """Tasks by their names in a config: `beir:FOLDER`, or a name in `made` (folders that the run made itself).
+
+    Raises DataError as `beir.load_task` does.
+    """
+    return [
+        dataclasses.replace(beir.load_task(made[name]), name=name)
+        if name in made
+        else beir.load_task(name.removeprefix("beir:"))
+        for name in names
+    ]

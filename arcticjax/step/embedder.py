@@ -1,0 +1,148 @@
+"""Texts to vectors: tokenise, pack, encode on the mesh, and give back in the order asked.
+
+The one path by which evaluation, mining, export checks and users embed text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from arcticjax.config.contract import TextContract
+from arcticjax.data import assemble, layout
+from arcticjax.models.encoder import Encoder
+from arcticjax.models.tokenizer import TextTokenizer
+from arcticjax.parallel import mesh as meshes
+from arcticjax.step.encode import make_encode
+
+Side = Literal["query", "document"]
+
+
+def templates(contract: TextContract, tokenizer: TextTokenizer) -> dict[Side, assemble.Template]:
+    """What surrounds the texts of each side, by a contract."""
+
+    def one(prompt: str, longest: int) -> assemble.Template:
+        return assemble.Template(
+            tokenizer.start_id, tokenizer.encode_prompt(prompt), tokenizer.end_id, longest
+        )
+
+    return {
+        "query": one(contract.query_prompt, contract.query_length),
+        "document": one(contract.document_prompt, contract.document_length),
+    }
+
+
+class Embedder:
+    """Encodes texts with one set of parameters on one mesh.
+
+    rows: rows of the longest cap that a device encodes at once. `params` may be replaced at any time (training does).
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        params: Any,
+        tokenizer: TextTokenizer,
+        contract: TextContract,
+        mesh: Mesh,
+        *,
+        rows: int = 8,
+        dtype: Any = jnp.float32,
+    ) -> None:
+        self.params = params
+        self.contract = contract
+        self.dimension = encoder.spec.hidden_size
+        self._tokenizer = tokenizer
+        self._templates = templates(contract, tokenizer)
+        self._mesh = mesh
+        self._rows = rows
+        self._row_length = layout.round_up(
+            max(template.longest for template in self._templates.values()), layout.TOKENS_PER_SLOT
+        )
+        self._encode = make_encode(encoder, mesh, pooling=contract.pooling, dtype=dtype)
+
+    def encode(
+        self, texts: Sequence[str], prompt: Side = "document", dimension: int | None = None
+    ) -> np.ndarray:
+        """Unit vectors, float32 [texts, D], in the order given.
+
+        prompt: the side the texts stand on, which decides prompt and cap. dimension: keep the first so many values and
+        normalise again (Matryoshka). Every process of a run must make the same call.
+        """
+        if prompt not in self._templates:
+            raise ValueError(f"prompt: {prompt!r} is neither 'query' nor 'document'")
+        if dimension is not None and not 1 <= dimension <= self.dimension:
+            raise ValueError(f"dimension: {dimension} is not in 1..{self.dimension}")
+        vectors = self._packed(list(texts), self._templates[prompt])
+        if dimension is not None and dimension < self.dimension:
+            vectors = vectors[:, :dimension]
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors
+
+    def shapes(self) -> dict[str, int]:
+        """Shapes of the one compiled program, for announcements."""
+        return {
+            "devices": self._mesh.devices.size,
+            "rows": self._rows,
+            "row_length": self._row_length,
+        }
+
+    @staticmethod
+    def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Cosine of every row of `a` with every row of `b`, for rows of unit length; float32 [len(a), len(b)]."""
+        return np.asarray(a, np.float32) @ np.asarray(b, np.float32).T
+
+    def _packed(self, texts: list[str], template: assemble.Template) -> np.ndarray:
+        vectors = np.zeros((len(texts), self.dimension), np.float32)
+        if not texts:
+            return vectors
+        devices, rows, length = self._mesh.devices.size, self._rows, self._row_length
+        slots = length // layout.TOKENS_PER_SLOT
+        ids = self._tokenizer.encode(texts)
+        lengths = template.lengths(np.array([len(one) for one in ids]))
+        row_of, starts, slot_of, used = layout.pack(lengths, length, slots)
+
+        block = devices * rows
+        local = meshes.local_positions(self._mesh)
+        by_row = np.argsort(row_of, kind="stable")
+        first_of_block = np.searchsorted(row_of[by_row], np.arange(0, used + block, block))
+        pending = []
+        for number, (begin, end) in enumerate(
+            zip(first_of_block[:-1], first_of_block[1:], strict=True)
+        ):
+            chosen = by_row[begin:end]
+            if not len(chosen):
+                continue
+            row = row_of[chosen] - number * block
+            tokens_RS = np.zeros((block, length), np.int32)
+            starts_RK = np.full((block, slots), length, np.int32)
+            lengths_RK = np.zeros((block, slots), np.int32)
+            starts_RK[row, slot_of[chosen]] = starts[chosen]
+            lengths_RK[row, slot_of[chosen]] = lengths[chosen]
+            assemble.fill_rows(
+                tokens_RS, [ids[text] for text in chosen], row * length + starts[chosen], template
+            )
+            parts = [
+                array.reshape(devices, rows, -1)[local]
+                for array in (tokens_RS, starts_RK, lengths_RK)
+            ]
+            found = self._encode(self.params, *meshes.host_to_global(self._mesh, parts))
+            pending.append((chosen, row, slot_of[chosen], found))
+            # Two blocks in flight keep the devices busy; more would only hold memory.
+            if len(pending) > 2:
+                _collect(vectors, *pending.pop(0))
+        for one in pending:
+            _collect(vectors, *one)
+        return vectors
+
+
+def _collect(
+    vectors: np.ndarray, texts: np.ndarray, row: np.ndarray, slot: np.ndarray, found: Any
+) -> None:
+    """Copies one block's embeddings to their texts' places."""
+    found_RKD = np.asarray(found).reshape(-1, *found.shape[2:])
+    vectors[texts] = found_RKD[row, slot]

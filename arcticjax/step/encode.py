@@ -1,0 +1,36 @@
+"""Encoding without gradients: one compiled program that turns rows of texts on every device into embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from arcticjax.models.encoder import Encoder
+from arcticjax.parallel.mesh import BATCH, REPLICATED, replicated
+
+
+def make_encode(
+    encoder: Encoder, mesh: Mesh, *, pooling: str, dtype: Any = jnp.float32
+) -> Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]:
+    """(params, tokens [N, G, S], starts [N, G, K], lengths [N, G, K]) -> float32 [N, G, K, D], whole on every device.
+
+    Embeddings have unit length; those of empty slots are zero.
+    """
+
+    def on_device(
+        params: Any, tokens: jax.Array, starts: jax.Array, lengths: jax.Array
+    ) -> jax.Array:
+        vectors = encoder.embed(
+            params, tokens[0], starts[0], lengths[0], pooling=pooling, dtype=dtype
+        )
+        return vectors[None]
+
+    mapped = jax.shard_map(
+        on_device, mesh=mesh, in_specs=(REPLICATED, BATCH, BATCH, BATCH), out_specs=BATCH
+    )
+    # Every process reads every embedding: the partitioner adds the one all-gather that this takes.
+    return jax.jit(mapped, out_shardings=replicated(mesh))

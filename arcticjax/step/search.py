@@ -1,0 +1,117 @@
+"""Exact nearest neighbours by inner product, documents cut over the mesh and scored in tiles."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from arcticjax.data.layout import round_up
+from arcticjax.parallel.mesh import (
+    AXES,
+    BATCH,
+    REPLICATED,
+    host_to_global,
+    local_positions,
+    replicate,
+    replicated,
+)
+
+
+def search(
+    queries_QD: np.ndarray,
+    documents_TD: np.ndarray,
+    k: int,
+    mesh: Mesh,
+    *,
+    query_block: int = 512,
+    tile: int = 4096,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k documents of highest inner product for each query.
+
+    Returns scores float32 [Q, min(k, T)], descending, and document indices int32 of the same shape; documents of equal
+    score come in the order of their indices. Memory beside the documents: query_block x tile scores a device. Every
+    process gives the same arrays and gets the whole answer.
+    """
+    total = len(documents_TD)
+    k = min(k, total)
+    if not len(queries_QD) or not k:
+        return np.zeros((len(queries_QD), k), np.float32), np.zeros((len(queries_QD), k), np.int32)
+    devices = mesh.devices.size
+    share = -(-total // devices)
+    tile = min(tile, round_up(share, 8))
+    share = round_up(share, tile)
+    local = np.zeros((len(local_positions(mesh)), share, documents_TD.shape[1]), np.float32)
+    for part, position in zip(local, local_positions(mesh), strict=True):
+        chunk = documents_TD[position * share : (position + 1) * share]
+        part[: len(chunk)] = chunk
+    documents = host_to_global(mesh, local)
+    program = _program(mesh, k, tile)
+
+    query_block = min(query_block, round_up(len(queries_QD), 8))
+    answers = []
+    for first in range(0, len(queries_QD), query_block):
+        block = np.zeros((query_block, queries_QD.shape[1]), np.float32)
+        part = queries_QD[first : first + query_block]
+        block[: len(part)] = part
+        answers.append((program(replicate(mesh, block), documents, np.int32(total)), len(part)))
+    scores = [np.asarray(found[0])[:used] for found, used in answers]
+    indices = [np.asarray(found[1])[:used] for found, used in answers]
+    return np.concatenate(scores), np.concatenate(indices)
+
+
+@functools.lru_cache(maxsize=32)
+def _program(mesh: Mesh, k: int, tile: int):
+    """The compiled search; kept, because every evaluation of a run asks for the same one."""
+
+    def on_device(queries_BD: jax.Array, documents: jax.Array, total: jax.Array):
+        documents_TD = documents[0]
+        share = len(documents_TD)
+        device = jax.lax.axis_index(AXES)
+        # A device may hold fewer than k documents; each keeps what it has.
+        keep = min(k, share)
+
+        def better(
+            step: jax.Array, best: tuple[jax.Array, jax.Array]
+        ) -> tuple[jax.Array, jax.Array]:
+            tile_TD = jax.lax.dynamic_slice_in_dim(documents_TD, step * tile, tile)
+            scores_BT = jnp.matmul(
+                queries_BD,
+                tile_TD.T,
+                precision=jax.lax.Precision.HIGHEST,
+                preferred_element_type=jnp.float32,
+            )
+            indices = device * share + step * tile + jnp.arange(tile, dtype=jnp.int32)
+            scores_BT = jnp.where(indices < total, scores_BT, -jnp.inf)
+            # Earlier tiles stand first and top_k is stable: equal scores keep the order of their indices.
+            scores = jnp.concatenate([best[0], scores_BT], axis=1)
+            places = jnp.concatenate([best[1], jnp.broadcast_to(indices, scores_BT.shape)], axis=1)
+            scores, chosen = jax.lax.top_k(scores, keep)
+            return scores, jnp.take_along_axis(places, chosen, axis=1)
+
+        start = (
+            jnp.full((len(queries_BD), keep), -jnp.inf, jnp.float32),
+            jnp.zeros((len(queries_BD), keep), jnp.int32),
+        )
+        start = jax.tree.map(lambda one: jax.lax.pcast(one, AXES, to="varying"), start)
+        best = jax.lax.fori_loop(0, share // tile, better, start)
+        # The query's k best of N times `keep`: devices stand in the order of their documents.
+        scores, places = (jax.lax.all_gather(one, AXES, axis=1, tiled=True) for one in best)
+        scores, chosen = jax.lax.top_k(scores, k)
+        places = jnp.take_along_axis(places, chosen, axis=1)
+        # Every device now holds the same values, which the type system cannot know: device 0's are the answer.
+        return scores[None], places[None]
+
+    mapped = jax.shard_map(
+        on_device, mesh=mesh, in_specs=(REPLICATED, BATCH, P()), out_specs=(BATCH, BATCH)
+    )
+
+    def first_copy(queries_BD: jax.Array, documents: jax.Array, total: jax.Array):
+        scores, places = mapped(queries_BD, documents, total)
+        return scores[0], places[0]
+
+    return jax.jit(first_copy, out_shardings=replicated(mesh))

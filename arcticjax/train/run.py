@@ -1,0 +1,279 @@
+"""A training run from start to finish: claim the directory, prepare, resume or begin, train, evaluate, export."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from arcticjax import errors
+from arcticjax.checkpoint.run_directory import RunDirectory
+from arcticjax.checkpoint.store import CheckpointStore
+from arcticjax.config import RunConfig, differences, dump_config, load_config
+from arcticjax.export import certificate
+from arcticjax.parallel import distributed
+from arcticjax.parallel import mesh as meshes
+from arcticjax.step import state as states
+from arcticjax.train import plots, result, setup
+from arcticjax.train.loop import Loop, Totals
+from arcticjax.train.report import Report
+
+# Fields that may change when a run resumes: they do not change what is learned.
+_FREE = (
+    "run.directory",
+    "data.cache",
+    "data.threads",
+    "data.prefetch",
+    "train.log_every_steps",
+    "mesh",
+    "checkpoint",
+    "evaluation",
+    "export",
+    "report",
+    "loss.tile",
+)
+
+
+def run(config: RunConfig) -> result.Result:
+    """Trains as `config` says and returns what `result.json` holds.
+
+    A run that was stopped goes on from its last good checkpoint; a finished one is only reported. Raises an
+    ArcticError, whose exit codes are part of the command line's contract.
+    """
+    began = time.monotonic()
+    distributed.start(config.mesh.platform, config.mesh.policy)
+    directory = RunDirectory(config.run.directory)
+    with directory.claim() if distributed.talks() else contextlib.nullcontext():
+        path = Path(directory.path)
+        _check_unchanged(config, path)
+        finished = _finished(path)
+        if finished is not None:
+            return finished
+        mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp)
+        with jax.set_mesh(mesh):
+            return _train(config, mesh, directory, began)
+
+
+def _train(
+    config: RunConfig, mesh: Mesh, run_directory: RunDirectory, began: float
+) -> result.Result:
+    ready = setup.prepare(config, mesh)
+    directory = Path(run_directory.path)
+    if distributed.talks():
+        run_directory.write_config(dump_config(config))
+        setup.copy_tokenizer(ready.start.tokenizer_file, directory / "tokenizer")
+    store = CheckpointStore(run_directory.checkpoints, keep=config.checkpoint.keep)
+    state = ready.initial_state()
+    restored = store.restore(states.abstract(state))
+    start, totals = 0, Totals()
+    if restored is not None:
+        _check_data(restored.meta, ready.meta(), directory)
+        state, start = restored.state, restored.step
+        totals = Totals(**restored.meta["totals"])
+
+    with Report(
+        directory,
+        total_steps=ready.total_steps,
+        start_step=start,
+        tensorboard=config.report.tensorboard,
+        talk=distributed.talks(),
+    ) as report:
+        shapes = _announce(ready, report, start)
+        compiled = _compile(ready, state)
+        ready.embedder.params = state["params"]
+        ready.evaluator.prepare()
+        if start == 0 and config.evaluation.tasks:
+            report.evaluation("before", ready.evaluator.evaluate(), step=0)
+        loop = Loop(ready, compiled, report, store, directory, totals)
+        state = loop.run(state, start)
+        store.close()
+
+        ready.embedder.params = state["params"]
+        if config.evaluation.tasks:
+            report.evaluation("after", ready.evaluator.evaluate(), step=ready.total_steps)
+        export = _export(ready, state, directory, report)
+        demo = _demo(ready)
+        evaluations = result.read_evaluations(directory) if distributed.talks() else {}
+        seconds = time.monotonic() - began
+        outcome = result.Result(
+            status="done",
+            steps=ready.total_steps,
+            pairs=totals.pairs,
+            seconds=seconds,
+            seconds_to_first_step=None
+            if loop.first_step_at is None
+            else loop.first_step_at - began,
+            pairs_per_second=totals.pairs / totals.seconds if totals.seconds else None,
+            tokens_per_second=totals.tokens / totals.seconds if totals.seconds else None,
+            fill=totals.tokens / totals.slots if totals.slots else None,
+            compiled_shapes=shapes,
+            peak_memory_bytes=_peak_memory(),
+            evaluations=evaluations,
+            export=export,
+        )
+        if distributed.talks():
+            _close(ready, report, outcome, demo, directory)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("arcticjax run done")
+    return outcome
+
+
+def _compile(ready: setup.Setup, state: states.State) -> Any:
+    """The train step as an executable: compiled once, for the one shape that every batch has."""
+    sharding = meshes.replicated(ready.mesh)
+    batch = meshes.host_to_global(ready.mesh, ready.builder(0).arrays)
+    step = jax.jit(ready.train_step, donate_argnums=0, out_shardings=(sharding, sharding))
+    return step.lower(states.abstract(state), states.abstract(batch)).compile()
+
+
+def _check_unchanged(config: RunConfig, directory: Path) -> None:
+    """Refuses a config that differs from the directory's in a field that decides what is learned."""
+    file = directory / "config.yaml"
+    if not file.exists():
+        return
+    changed = [
+        (path, before, after)
+        for path, before, after in differences(load_config(file), config)
+        if not any(path == free or path.startswith(f"{free}.") for free in _FREE)
+    ]
+    if changed:
+        lines = "".join(
+            f"\n  {path}: {before!r} in the run, {after!r} now" for path, before, after in changed
+        )
+        raise errors.ConfigError(
+            f"{directory} holds a run with another config:{lines}\n"
+            "Give the old values to resume it, or another run.directory to begin a new run"
+        )
+
+
+def _check_data(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> None:
+    """Refuses to resume on other data than the checkpoint was trained on."""
+    if before["data_fingerprint"] != now["data_fingerprint"]:
+        raise errors.ConfigError(
+            f"{directory}: the data changed since the run began: fingerprint {before['data_fingerprint']} in the "
+            f"checkpoint, {now['data_fingerprint']} now (data.sources, data.docstrings). Restore the old files to "
+            "resume, or give another run.directory to begin a new run"
+        )
+    if before["model"] != now["model"]:
+        raise errors.ConfigError(
+            f"{directory}: the initial model changed since the run began: {before['model']} in the checkpoint, "
+            f"{now['model']} now (model.init)"
+        )
+
+
+def _finished(directory: Path) -> result.Result | None:
+    """What a finished run has to say, or None."""
+    outcome = result.read_result(directory)
+    if outcome is None or outcome.status != "done":
+        return None
+    if distributed.talks():
+        print(f"{directory}: finished at step {outcome.steps}; nothing to do")
+        print(result.before_after_table(outcome.evaluations))
+    return outcome
+
+
+def _announce(ready: setup.Setup, report: Report, start: int) -> list[dict[str, Any]]:
+    """Says what is about to run, and every shape that will be compiled."""
+    shapes, config = ready.shapes, ready.config
+    devices = ready.mesh.devices.flat[0]
+    compiled: list[dict[str, Any]] = [
+        {
+            "program": "train_step",
+            "devices": shapes.devices,
+            "pairs_per_device": shapes.pairs,
+            "microbatches": shapes.microbatches,
+            "rows": shapes.rows,
+            "row_length": shapes.row_length,
+            "slots_per_row": shapes.slots,
+        }
+    ]
+    if config.evaluation.tasks:
+        compiled.append({"program": "encode", **ready.embedder.shapes()})
+        compiled += [
+            {"program": "search", "task": task.name, "documents": len(task.documents)}
+            for task in ready.evaluator.tasks
+        ]
+    spec = ready.start.spec
+    sizes = ", ".join(f"{view.name} {len(view):,}" for view in ready.data.views)
+    report.note(
+        f"model    {ready.start.name}: {spec.num_layers} layers of {spec.hidden_size}, "
+        f"{spec.parameter_count(with_pooler=False):,} parameters, {ready.contract.pooling} pooling"
+    )
+    report.note(
+        f"data     {len(ready.data.views)} sources, {sum(map(len, ready.data.views)):,} pairs: {sizes}"
+    )
+    report.note(
+        f"devices  {shapes.devices} x {devices.device_kind} ({devices.platform}), {jax.process_count()} process(es), "
+        f"{config.train.precision}"
+    )
+    report.note(
+        f"steps    {start} of {ready.total_steps} done, {config.train.global_batch} pairs a step "
+        f"({ready.builder.draw.steps_per_epoch} steps an epoch)"
+    )
+    for one in compiled:
+        report.note("compiles " + ", ".join(f"{name} {value}" for name, value in one.items()))
+    return compiled
+
+
+def _export(ready: setup.Setup, state: states.State, directory: Path, report: Report) -> str | None:
+    """Writes and certifies the sentence-transformers folder; the path, or None where it is not wanted."""
+    if not ready.config.export.enabled:
+        return None
+    target = directory / "export"
+    checked = certificate.write_certified(
+        target,
+        spec=ready.start.spec,
+        params=jax.device_get(state["params"]),
+        tokenizer_folder=directory / "tokenizer",
+        contract=ready.contract,
+        embed=ready.embedder.encode,
+    )
+    if checked is not None:
+        report.note(
+            f"export   {target}: read back by {checked.reader}, vectors differ by {checked.max_difference:.1e} at most"
+        )
+    return str(target)
+
+
+def _demo(ready: setup.Setup) -> list[str]:
+    """Answers to the demo queries, as text; every process must call this."""
+    wanted = ready.config.evaluation
+    if not (wanted.demo_queries and ready.evaluator.tasks):
+        return []
+    return [
+        f"query    {query}" + "".join(f"\n  {score:.3f}  {text[:110]}" for score, text in found)
+        for query, found in ready.evaluator.best(wanted.demo_queries, wanted.demo_top)
+    ]
+
+
+def _close(
+    ready: setup.Setup, report: Report, outcome: result.Result, demo: list[str], directory: Path
+) -> None:
+    """Writes the result and shows it: scores before and after, answers to the demo queries, plots."""
+    config = ready.config
+    if config.report.plots:
+        report.note(f"plot     {plots.plot_run(directory)}")
+    for answer in demo:
+        report.note(answer)
+    if outcome.evaluations:
+        report.note(result.before_after_table(outcome.evaluations))
+    result.write_result(directory, outcome)
+    report.note(f"done     {directory}: {outcome.steps} steps in {outcome.seconds:.0f} s")
+
+
+def _peak_memory() -> int:
+    """Peak bytes on the busiest local device, or of the process where devices do not say (CPU)."""
+    used = [device.memory_stats() or {} for device in jax.local_devices()]
+    peak = max((one.get("peak_bytes_in_use", 0) for one in used), default=0)
+    if peak:
+        return peak
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else resident * 1024

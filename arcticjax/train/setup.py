@@ -1,0 +1,208 @@
+"""Everything a training run needs before its first step, built from its config and checked before anything compiles."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from arcticjax import errors
+from arcticjax.config import RunConfig, TextContract
+from arcticjax.data import catalog, layout, pipeline
+from arcticjax.data.draw import Draw
+from arcticjax.models.encoder import Encoder
+from arcticjax.models.presets import random_start
+from arcticjax.models.pretrained import Pretrained, load_pretrained
+from arcticjax.models.tokenizer import TextTokenizer
+from arcticjax.parallel import mesh as meshes
+from arcticjax.scoring.evaluator import Evaluator, load_tasks
+from arcticjax.step import optimizer as optimizers
+from arcticjax.step import state as states
+from arcticjax.step import train as steps
+from arcticjax.step.embedder import Embedder, templates
+
+# Token slots of a microbatch at most, where train.microbatch is left out: what keeps a platform's matrix units busy.
+_MICROBATCH_TOKENS = {"cpu": 2048}
+_MICROBATCH_TOKENS_ELSEWHERE = 16384
+# What a tokenizer consists of; copied into the run so that it stays complete without the model it started from.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The parts of a run, ready to train.
+
+    total_steps: of the whole run; encoder, start: the model and what it starts from; builder: batches by step.
+    """
+
+    config: RunConfig
+    mesh: Mesh
+    start: Pretrained
+    tokenizer: TextTokenizer
+    encoder: Encoder
+    data: catalog.Catalog
+    builder: pipeline.BatchBuilder
+    total_steps: int
+    optimizer: optax.GradientTransformation
+    train_step: Any
+    embedder: Embedder
+    evaluator: Evaluator
+
+    @property
+    def contract(self) -> TextContract:
+        """What a text goes through before it is a vector, in this run."""
+        return self.start.contract
+
+    @property
+    def shapes(self) -> layout.Shapes:
+        """Static shapes of the training step."""
+        return self.builder.shapes
+
+    def initial_state(self) -> states.State:
+        """The state before the first step, on the mesh."""
+        return states.init_state(self.start.params, self.optimizer, self.mesh)
+
+    def meta(self) -> dict[str, Any]:
+        """What a checkpoint says of itself beside its arrays."""
+        return {
+            "model": {
+                "spec": self.start.spec.to_hf(),
+                "name": self.start.name,
+                "sha256": self.start.sha256,
+            },
+            "contract": self.contract.to_dict(),
+            "data_fingerprint": self.data.fingerprint,
+            "global_batch": self.config.train.global_batch,
+            "total_steps": self.total_steps,
+        }
+
+
+def prepare(config: RunConfig, mesh: Mesh) -> Setup:
+    """Loads the model, opens the data and builds the programs; raises an ArcticError for whatever does not fit."""
+    devices = mesh.devices.size
+    batch = config.train.global_batch
+    if batch % devices:
+        raise errors.ConfigError(
+            f"train.global_batch: {batch} pairs do not divide among {devices} devices; take a multiple of {devices}, "
+            f"such as {layout.round_up(batch, devices)}, or fewer devices (mesh.data)"
+        )
+    start = _start(config)
+    tokenizer = TextTokenizer.from_file(start.tokenizer_file)
+    sides = templates(start.contract, tokenizer)
+    data = catalog.open_sources(config, tokenizer)
+    weights = [view.weight for view in data.views]
+    draw = Draw(
+        [len(view) for view in data.views],
+        batch,
+        config.run.seed,
+        None if None in weights else [float(weight or 0) for weight in weights],
+    )
+    dtype = jnp.dtype(config.train.precision)
+    shapes = pipeline.choose_shapes(
+        data.views,
+        draw,
+        sides["query"],
+        sides["document"],
+        devices=devices,
+        row_length=config.data.row_length,
+        rows=config.train.microbatch,
+        hidden_size=start.spec.hidden_size,
+        intermediate_size=start.spec.intermediate_size,
+        most_tokens=_MICROBATCH_TOKENS.get(jax.default_backend(), _MICROBATCH_TOKENS_ELSEWHERE),
+    )
+    builder = pipeline.BatchBuilder(
+        data.views,
+        draw,
+        shapes,
+        sides["query"],
+        sides["document"],
+        meshes.local_positions(mesh),
+        tokenizer.pad_id,
+    )
+    total_steps = config.train.total_steps or draw.steps_per_epoch
+    encoder = Encoder(start.spec)
+    optimizer = optimizers.make_optimizer(config.optimizer, total_steps)
+    gradient = steps.make_gradient(
+        encoder,
+        shapes,
+        mesh,
+        pooling=start.contract.pooling,
+        temperature=config.loss.temperature,
+        tile=config.loss.tile,
+        dtype=dtype,
+    )
+    train_step = steps.make_train_step(
+        gradient, optimizer, optimizers.make_schedule(config.optimizer, total_steps)
+    )
+    embedder = Embedder(
+        encoder,
+        None,  # the run lends it the parameters of its state
+        tokenizer,
+        start.contract,
+        mesh,
+        dtype=dtype,
+    )
+    made = {"docstrings": data.task_folder} if data.task_folder is not None else {}
+    evaluator = Evaluator(load_tasks(config.evaluation.tasks, made), embedder, mesh)
+    return Setup(
+        config=config,
+        mesh=mesh,
+        start=start,
+        tokenizer=tokenizer,
+        encoder=encoder,
+        data=data,
+        builder=builder,
+        total_steps=total_steps,
+        optimizer=optimizer,
+        train_step=train_step,
+        embedder=embedder,
+        evaluator=evaluator,
+    )
+
+
+def copy_tokenizer(tokenizer_file: Path, target: Path) -> None:
+    """Copies the files of a tokenizer into `target`."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in _TOKENIZER_FILES:
+        file = tokenizer_file.with_name(name)
+        if file.is_file():
+            shutil.copyfile(file, target / name)
+
+
+def _start(config: RunConfig) -> Pretrained:
+    model, data = config.model, config.data
+    contract: dict[str, Any] = {
+        "pooling": model.pooling,
+        "query_prompt": model.query_prompt,
+        "document_prompt": model.document_prompt,
+        "query_length": data.query_length,
+        "document_length": data.document_length,
+    }
+    if model.preset is not None:
+        return random_start(
+            model.preset, seed=config.run.seed, tokenizer=model.tokenizer or "", **contract
+        )
+    start = load_pretrained(model.init or "", keep_layers=model.keep_layers, **contract)
+    if model.tokenizer is None:
+        return start
+    tokenizer = TextTokenizer.from_file(Path(model.tokenizer))
+    if tokenizer.vocab_size > start.spec.vocab_size:
+        raise errors.ConfigError(
+            f"model.tokenizer: {tokenizer.file} has {tokenizer.vocab_size} tokens, but {model.init} has a token table "
+            f"of {start.spec.vocab_size} rows: it does not match the weights; leave model.tokenizer out to take the "
+            "one beside the weights"
+        )
+    return dataclasses.replace(start, tokenizer_file=tokenizer.file)

@@ -1,0 +1,429 @@
+import gc
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pyarrow.parquet as parquet
+import pytest
+
+from arcticjax.config import DocstringsConfig
+from arcticjax.data import docstrings
+from arcticjax.data.docstrings import DocstringPairs, extract, pairs_in, split_docstring
+from arcticjax.data.installed import installed_distributions, package_files
+from arcticjax.data.near_duplicates import NearDuplicates
+from arcticjax.errors import ConfigError, DataError, ResourceError
+
+BODY = "It goes on for more than ten words so that it counts as a body."
+
+
+def text(seed: str, words: int = 30) -> str:
+    """Words that no other seed gives in this order."""
+    generator = random.Random(seed)
+    return " ".join(
+        "".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(words)
+    )
+
+
+def function(seed: str, summary: str | None = None, body: str | None = None) -> str:
+    name = seed.replace("-", "_")
+    summary = summary or f"Do {text(seed + 'q', 4)} now."
+    return f'def {name}():\n    """{summary}\n\n    {body or text(seed)}\n    """\n\n'
+
+
+def install(site: Path, name: str, modules: dict[str, str | bytes], version: str = "1.0") -> None:
+    """Installs a distribution the way an installer leaves it: files, and a record of them."""
+    information = site / f"{name}-{version}.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
+    lines = []
+    for path, source in modules.items():
+        (site / path).parent.mkdir(parents=True, exist_ok=True)
+        (site / path).write_bytes(source if isinstance(source, bytes) else source.encode())
+        lines.append(f"{path},sha256=abc,1\n")
+    (information / "RECORD").write_text("".join(lines))
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(str(site))
+    return site
+
+
+def rows(pairs: DocstringPairs) -> dict[str, list[tuple[str, str]]]:
+    tables = {source.name: parquet.read_table(source.path).to_pydict() for source in pairs.sources}
+    return {
+        name: list(zip(table["query"], table["document"], strict=True))
+        for name, table in tables.items()
+    }
+
+
+def settings(packages, held_out=(), **fields) -> DocstringsConfig:
+    return DocstringsConfig(packages=packages, held_out=list(held_out), **fields)
+
+
+@pytest.mark.parametrize(
+    ("docstring", "pair"),
+    [
+        (f"Return the sum.\n\n    {BODY}\n", ("Return the sum.", BODY)),
+        (f"Return the sum. {BODY}", ("Return the sum.", BODY)),
+        (
+            f"Return the sum\n    of all values.\n\n{BODY}",
+            ("Return the sum of all values.", BODY),
+        ),
+        (f"Return sums, e.g. 2 of rows. {BODY}", ("Return sums, e.g. 2 of rows.", BODY)),
+        (f"Reads version 1.5 of it. {BODY}", ("Reads version 1.5 of it.", BODY)),
+        (f"Title of this\n=====\n\n{BODY}", ("Title of this", BODY)),
+        (
+            f"Return the sum.\n\nParameters\n----------\nx : int\n    {BODY}",
+            ("Return the sum.", f"Parameters x : int {BODY}"),
+        ),
+    ],
+)
+def test_split_docstring(docstring, pair):
+    assert split_docstring(docstring) == pair
+
+
+@pytest.mark.parametrize(
+    "docstring",
+    [
+        f"Sum it.\n\n{BODY}",  # two words
+        f"{'word ' * 61}.\n\n{BODY}",
+        "Return the sum.\n\nOnly nine words are in the body of this.",
+        f"Return the sum.\n\n{BODY} We return the sum, that is.",
+        f"f(x, y=3) -> 1.0, 2.0, 3.0\n\n{BODY}",  # no prose
+        f"Return the sum.\n\n{BODY} \ud800",
+        "",
+    ],
+)
+def test_split_docstring_refuses_what_is_no_pair(docstring):
+    assert split_docstring(docstring) is None
+
+
+def test_pairs_in_looks_in_classes_and_conditionals_not_in_functions():
+    source = f'''"""Say what this module does. {BODY}"""
+import sys
+sys.arcticjax_was_executed = True
+class A:
+    """Say what this class does. {BODY}"""
+    async def method(self):
+        """Say what this method does. {BODY}"""
+        def inner():
+            """Say what this closure does. {BODY}"""
+if sys.version_info > (3,):
+    def f():
+        """Say what f does here. {BODY}"""
+else:
+    def f():
+        """Say what else is done. {BODY}"""
+try:
+    import nothing
+except ImportError:
+    def g():
+        """Say what g does instead. {BODY}"""
+x = """Say what this string does. {BODY}"""
+'''
+    found = sorted(summary for summary, _ in pairs_in(source))
+    names = "g does instead", "else is done", "f does here", "this class does", "this method does"
+    assert found == sorted(f"Say what {name}." for name in (*names, "this module does"))
+    assert not hasattr(sys, "arcticjax_was_executed")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        f'def f(:\n    """Return the sum. {BODY}"""',
+        f'x = "\0"\n"""Return the sum. {BODY}"""',
+        f'# Autogenerated, do not edit.\ndef f():\n    """Return the sum. {BODY}"""',
+        f'x = {"(" * 500}1{")" * 500}\ndef f():\n    """Return the sum. {BODY}"""',
+    ],
+)
+def test_pairs_in_skips_what_does_not_parse_or_was_generated(source):
+    assert list(pairs_in(source)) == []
+
+
+def test_pairs_in_keeps_other_peoples_warnings_quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # an escape like \\d is a warning of the parser
+        assert len(list(pairs_in(f'x = "\\d"\ndef f():\n    """Return the sum. {BODY}"""'))) == 1
+
+
+def test_extract(site, tmp_path):
+    bomb = "import sys\nsys.exit('imported')\n"
+    install(
+        site,
+        "alpha-project",
+        {
+            "alpha/__init__.py": bomb,
+            "alpha/a.py": "".join(function(f"alpha-{i}") for i in range(8)),
+            "alpha/deep/er/b.py": "".join(function(f"alpha-b{i}") for i in range(4)),
+            "alpha/tests/test_a.py": function("alpha-test"),
+            "alpha/test_b.py": function("alpha-test2"),
+            "alpha/_vendor/other.py": function("alpha-vendored"),
+            "alpha/broken.py": "def (:\n" + function("alpha-broken"),
+            "alpha/latin.py": b"# \xe9\n" + function("alpha-latin").encode(),
+            "alpha/large.py": function("alpha-large") + "#" * 1_000_000,
+            "alpha/data.txt": function("alpha-text"),
+            "../bin/script.py": function("alpha-script"),
+        },
+    )
+    install(site, "beta", {"beta.py": "".join(function(f"beta-{i}") for i in range(3))})
+    install(site, "gamma", {"gamma/x.py": "".join(function(f"gamma-{i}") for i in range(9))})
+    install(site, "empty", {"empty/x.py": "x = 1\n"})
+    install(site, "delta", {"delta/x.py": "".join(function(f"delta-{i}") for i in range(5))})
+    config = settings(["alpha", "beta", "gamma", "empty", "delta"], ["delta"])
+    pairs = extract(config, tmp_path / "cache", 10)
+    assert pairs.counts == {"alpha": 12, "beta": 3, "empty": 0, "gamma": 9}
+    assert pairs.held_out_counts == {"delta": 5}
+    assert [source.name for source in pairs.sources] == ["alpha", "others"]
+    found = rows(pairs)
+    assert len(found["alpha"]) == 12 and len(found["others"]) == 12
+    expected = (f"Do {text('alpha-3q', 4)} now.", text("alpha-3"))
+    assert expected in found["alpha"]
+    everything = json.dumps(found)
+    for skipped in "test test2 vendored broken latin large text script".split():
+        assert text(f"alpha-{skipped}") not in everything
+    assert text("delta-0") not in everything
+    assert not {"alpha", "beta", "gamma", "delta"} & set(sys.modules)
+    assert gc.isenabled()
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [
+        Path(pairs.sources[0].path).parent.name
+    ]
+
+
+def test_the_task_is_a_beir_folder_of_the_held_out_packages(site, tmp_path):
+    for name in ("one", "two", "three"):
+        install(site, name, {f"{name}/x.py": "".join(function(f"{name}-{i}") for i in range(20))})
+    pairs = extract(settings(["three"], ["one", "two"], max_documents=30), tmp_path / "c", 1)
+    assert sum(pairs.held_out_counts.values()) == 30
+    assert min(pairs.held_out_counts.values()) > 5  # a fair sample of both, not the first package
+    folder = pairs.task_folder
+    assert folder is not None
+    corpus, queries = (
+        {entry["_id"]: entry for entry in map(json.loads, open(folder / f"{name}.jsonl"))}
+        for name in ("corpus", "queries")
+    )
+    header, *judgements = (folder / "qrels" / "test.tsv").read_text().splitlines()
+    assert header.split("\t") == ["query-id", "corpus-id", "score"]
+    assert len(corpus) == len(queries) == len(judgements) == 30
+    assert not set(corpus) & set(queries)
+    seeds = [f"{name}-{i}" for name in ("one", "two") for i in range(20)]
+    bodies = {f"Do {text(seed + 'q', 4)} now.": text(seed) for seed in seeds}
+    for query, document, score in (line.split("\t") for line in judgements):
+        assert score == "1"
+        assert bodies[queries[query]["text"]] == corpus[document]["text"]
+        assert corpus[document]["title"] == ""
+    assert extract(settings(["three"]), tmp_path / "c", 1).task_folder is None
+
+
+def test_near_duplicates_are_left_out_within_and_across_packages_and_of_the_task(site, tmp_path):
+    base, shared = text("base", 80), text("shared", 80)
+    install(
+        site,
+        "kappa",
+        {
+            "kappa/a.py": function("k1", body=base)
+            + function("k2", body=base.replace(" ", "  ").upper() + " one two.")
+            + function("k3", summary="Open the file now.")
+            + function("k4", summary="open the FILE, now!")
+            + function("k5", body=base[: len(base) // 2] + text("other half", 60))
+        },
+    )
+    install(
+        site,
+        "lambda_",
+        {"lambda_/a.py": function("l1", body=base + " three") + function("l2") + function("l3")},
+    )
+    install(
+        site,
+        "held",
+        {"held/a.py": function("h1", body=shared) + function("h2", summary="Say the word here.")},
+    )
+    install(
+        site,
+        "mu",
+        {
+            "mu/a.py": function("m1", body=shared + " extra")
+            + function("m2", summary="Say the word here.")
+            + function("m3")
+        },
+    )
+    pairs = extract(settings(["kappa", "lambda_", "mu"], ["held"]), tmp_path / "cache", 1)
+    assert pairs.held_out_counts == {"held": 2}
+    assert pairs.counts == {"kappa": 3, "lambda_": 2, "mu": 1}
+    assert [query for query, _ in rows(pairs)["mu"]] == [f"Do {text('m3q', 4)} now."]
+
+
+def test_near_duplicates_follow_jaccard_similarity():
+    words = text("words", 120).split()
+    seen = NearDuplicates()
+    assert seen.add(" ".join(words))
+    assert not seen.add(" ".join(words))
+    assert not seen.add(", ".join(words).upper() + ".")
+    assert not seen.add(" ".join([*words[:60], "new", *words[61:]]))  # 113 of 121 shingles
+    assert seen.add(" ".join(words[:60] + text("half", 60).split()))
+    assert seen.add("too short")
+    assert not seen.add("too short")
+    assert seen.add("")
+    prefix = text("prefix", 200)
+    assert seen.add(prefix + text("a", 300))
+    assert not seen.add(prefix + " " + text("b", 300))
+
+
+def test_the_cap_takes_a_prefix_of_a_stable_order(site, tmp_path):
+    sources = [function(f"cap-{i}") for i in range(30)]
+    install(site, "cap", {"cap/a.py": "".join(sources[:20]), "cap/b.py": "".join(sources[20:])})
+    whole = rows(extract(settings(["cap"]), tmp_path / "1", 1))["cap"]
+    capped = rows(extract(settings(["cap"], max_pairs=12), tmp_path / "2", 1))["cap"]
+    assert len(whole) == 30 and capped == whole[:12]
+    assert sum(pair[1] in "".join(sources[20:]) for pair in capped) in range(1, 9)
+
+
+def test_the_result_does_not_depend_on_files_their_order_or_the_process(site, tmp_path):
+    sources = [function(f"order-{i}") for i in range(30)]
+    install(site, "order", {"order/a.py": "".join(sources)})
+    install(site, "held", {"held/a.py": "".join(function(f"held-{i}") for i in range(10))})
+    config = settings(["order"], ["held"], max_pairs=20, max_documents=7)
+    first = extract(config, tmp_path / "1", 1)
+
+    other = tmp_path / "other"
+    random.Random(0).shuffle(sources)
+    install(other, "held", {"held/a.py": "".join(function(f"held-{i}") for i in range(10))})
+    install(other, "order", {f"order/{k}.py": "".join(sources[k::3]) for k in (2, 0, 1)})
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path\n"
+        "from arcticjax.config import DocstringsConfig\n"
+        "from arcticjax.data.docstrings import extract\n"
+        "config = DocstringsConfig.model_validate_json(sys.argv[2])\n"
+        "pairs = extract(config, Path(sys.argv[3]), 1)\n"
+        "print(Path(pairs.sources[0].path).parent)\n"
+        "assert 'jax' not in sys.modules and 'order' not in sys.modules\n"
+    )
+    arguments = [str(other), config.model_dump_json(), str(tmp_path / "2")]
+    output = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *arguments],
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+        cwd=Path(docstrings.__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert output.returncode == 0, output.stderr
+    one, two = Path(first.sources[0].path).parent, Path(output.stdout.strip())
+    names = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert len(names) == 5
+    for name in names:
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+def test_the_second_call_reads_the_cache(site, tmp_path, monkeypatch):
+    install(site, "cached", {"cached.py": "".join(function(f"c-{i}") for i in range(5))})
+    config = settings(["cached"])
+    first = extract(config, tmp_path / "cache", 1)
+    collect = docstrings._collect
+    monkeypatch.setattr(docstrings, "_collect", lambda _: pytest.fail("extracted again"))
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        assert extract(config, tmp_path / "cache", 1) == first
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.1
+
+    calls = []
+    monkeypatch.setattr(docstrings, "_collect", lambda c: calls.append(c) or collect(c))
+    extract(settings(["cached"], max_pairs=3), tmp_path / "cache", 1)  # another config
+    extract(config, tmp_path / "cache", 2)  # another minimum
+    assert len(calls) == 2
+    install(site, "unrelated", {"unrelated.py": ""}, "2.0")  # another set of distributions
+    before = installed_distributions()
+    assert "unrelated-2.0.dist-info" in before
+    second = extract(config, tmp_path / "cache", 1)
+    assert len(calls) == 3 and second.sources[0].path != first.sources[0].path
+    assert rows(second) == rows(first)
+    Path(second.sources[0].path).unlink()  # a torn cache is made again
+    assert rows(extract(config, tmp_path / "cache", 1)) == rows(first)
+    assert len(calls) == 4
+
+
+def test_installed_takes_all_packages_but_those_held_out(site, tmp_path, monkeypatch):
+    for name in ("red", "green", "blue"):
+        install(
+            site,
+            name,
+            {
+                "../bin/script.py": "",
+                f"{name}.py": "".join(function(f"{name}-{i}") for i in range(4)),
+            },
+        )
+    every = package_files()
+    assert {"red", "green", "blue", "numpy", "stdlib"} <= set(every)
+    assert not {"arcticjax", "..", ""} & set(every)
+    names = {path.name for path in every["stdlib"]}
+    assert "textwrap.py" in names and "test_textwrap.py" not in names
+    assert not any("site-packages" in path.parts for path in every["stdlib"])
+    some = {name: every[name] for name in ("red", "green", "blue")}
+    monkeypatch.setattr(docstrings, "package_files", lambda: some)
+    pairs = extract(settings("installed", ["green"]), tmp_path / "cache", 1)
+    assert pairs.counts == {"red": 4, "blue": 4} and pairs.held_out_counts == {"green": 4}
+
+
+def test_small_packages_share_a_source_that_is_large_enough():
+    def pool(minimum, **sizes):
+        training = {
+            name: [(f"{name} {i}", "") for i in range(size)] for name, size in sizes.items()
+        }
+        return {name: len(pairs) for name, pairs in docstrings._pool(training, minimum).items()}
+
+    assert pool(5, a=5, b=9) == {"a": 5, "b": 9}
+    assert pool(5, a=4, b=9, c=3, d=5) == {"b": 9, "d": 5, "others": 7}
+    assert pool(5, a=2, b=9, c=2, d=5) == {"b": 9, "others": 9}  # d joins: 4 are too few
+    assert pool(5, a=4, b=9) == {"others": 13}
+    assert pool(5, a=4) == {"a": 4}  # too small, which is for data.small_sources to judge
+    assert pool(50, a=4, b=9) == {"others": 13}
+    assert pool(5, a=5, b=0) == {"a": 5}
+
+
+def test_min_pairs_replaces_the_minimum(site, tmp_path):
+    install(site, "few", {"few.py": "".join(function(f"few-{i}") for i in range(4))})
+    install(site, "less", {"less.py": "".join(function(f"less-{i}") for i in range(3))})
+    pairs = extract(settings(["few", "less"], min_pairs=3), tmp_path / "cache", 64)
+    assert [source.name for source in pairs.sources] == ["few", "less"]
+
+
+@pytest.mark.parametrize("field", ["packages", "held_out"])
+def test_a_package_that_is_not_installed_is_named_with_the_nearest(tmp_path, field):
+    names = {"packages": ["numpy"], "held_out": ["optax"], field: ["optex"]}
+    with pytest.raises(ConfigError, match=rf"docstrings\.{field}: .*'optex'.*nearest is 'optax'"):
+        extract(settings(**names), tmp_path / "cache", 1)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_packages_without_pairs_are_refused(site, tmp_path):
+    install(site, "bare", {"bare.py": "x = 1\n"})
+    install(site, "full", {"full.py": function("full-1")})
+    with pytest.raises(DataError, match=r"held_out: the package 'bare'"):
+        extract(settings(["full"], ["bare"]), tmp_path / "cache", 1)
+    with pytest.raises(DataError, match=r"docstrings\.packages"):
+        extract(settings(["bare"], ["full"]), tmp_path / "cache", 1)
+
+
+def test_a_cache_that_cannot_be_written_is_a_resource_error(site, tmp_path):
+    install(site, "full", {"full.py": function("full-1")})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match=r"data\.cache"):
+        extract(settings(["full"]), tmp_path / "file" / "cache", 1)
+
+
+def test_real_packages(tmp_path):
+    pairs = extract(settings(["absl", "rich"], ["optax"]), tmp_path, 1)
+    assert pairs.counts["absl"] > 150 and pairs.counts["rich"] > 200
+    assert pairs.held_out_counts["optax"] > 200
+    queries = [query for query, _ in rows(pairs)["rich"]]
+    assert len(set(queries)) == len(queries)
+    assert all(3 <= len(query.split()) <= 60 for query in queries)

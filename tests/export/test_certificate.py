@@ -1,0 +1,243 @@
+"""The certificate: right folders pass, wrong ones are refused and moved away."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from arcticjax.config.contract import TextContract
+from arcticjax.errors import CheckpointError
+from arcticjax.export import certificate as certificate_module
+from arcticjax.export.certificate import (
+    PROBES,
+    certify,
+    folder_embedder,
+    probe_vectors,
+    probes_for,
+    write_certified,
+)
+from arcticjax.export.folder import write_folder
+from arcticjax.models.pretrained import load_pretrained
+from arcticjax.models.resolve import resolve
+from arcticjax.models.spec import ModelSpec, parameter_shapes
+from arcticjax.models.tokenizer import TextTokenizer
+from arcticjax.step import embedder as embedder_module
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+SPEC = ModelSpec(hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_positions=64)
+CONTRACT = TextContract("query: ", "", 32, 32, "mean")
+
+
+def random_params(seed=0):
+    generator = np.random.default_rng(seed)
+    return unflatten_dict(
+        {
+            path: generator.normal(scale=0.3, size=shape).astype(np.float32)
+            for path, shape in parameter_shapes(SPEC).items()
+        },
+        sep="/",
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once():
+    """Every embedder would compile its own program; those of equal models and meshes are equal."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedder_module, "make_encode", functools.cache(embedder_module.make_encode))
+        yield
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory):
+    """A right folder and what embeds as it should."""
+    folder = write_folder(
+        tmp_path_factory.mktemp("right") / "model",
+        spec=SPEC,
+        params=random_params(),
+        tokenizer_folder=resolve(MINILM),
+        contract=CONTRACT,
+    )
+    return folder, folder_embedder(folder).encode
+
+
+@pytest.fixture
+def own_reader(monkeypatch):
+    """As where sentence-transformers is not installed."""
+    monkeypatch.setattr(certificate_module, "_torch_vectors", lambda folders, probes: None)
+
+
+def options(**changes):
+    return {
+        "spec": SPEC,
+        "params": random_params(),
+        "tokenizer_folder": resolve(MINILM),
+        "contract": CONTRACT,
+        **changes,
+    }
+
+
+def test_published_weights_give_the_published_vectors(tmp_path, monkeypatch):
+    """Exported unchanged, MiniLM in sentence-transformers is MiniLM in sentence-transformers, and
+    ours."""
+    source = load_pretrained(MINILM)
+    real = certificate_module._torch_vectors
+    seen = {}
+
+    def both(folders, probes):
+        # One process for both: torch takes long to import.
+        version, vectors = real([*folders, source.folder], probes)
+        seen["exported"], seen["published"] = vectors
+        return version, vectors[:1]
+
+    monkeypatch.setattr(certificate_module, "_torch_vectors", both)
+    output = tmp_path / "out"
+    certificate = write_certified(
+        output,
+        spec=source.spec,
+        params=source.params,
+        tokenizer_folder=source.tokenizer_file.parent,
+        contract=source.contract,
+        embed=folder_embedder(source.folder).encode,
+    )
+    assert seen["exported"].shape == (len(PROBES), 384)
+    assert np.abs(seen["exported"] - seen["published"]).max() <= 1e-6
+    assert certificate.passed and certificate.max_difference <= 1e-5
+    assert certificate.reader.startswith("sentence-transformers ")
+    assert set(certificate.probes) == {probe.name for probe in PROBES}
+    stored = json.loads((output / "certificate.json").read_text())
+    assert stored["passed"] is True and stored["max_difference"] == certificate.max_difference
+
+
+def test_without_sentence_transformers_our_own_reader_is_named(right, own_reader):
+    folder, embed = right
+    certificate = certify(folder, embed)
+    assert certificate.reader == "arcticjax" and certificate.max_difference == 0.0
+    assert any("not installed" in note for note in certificate.notes)
+    (folder / "certificate.json").unlink()
+
+
+def wrong_element(vectors):
+    vectors[0, 0] += 2e-5
+
+
+def not_a_number(vectors):
+    vectors[-1, 3] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [(wrong_element, "differ by up to 2"), (not_a_number, "differ by up to nan")],
+)
+def test_one_wrong_element_refuses_the_folder(tmp_path, right, own_reader, spoil, message):
+    _, embed = right
+
+    def spoiled(texts, side):
+        vectors = np.array(embed(texts, side))
+        if side == "document":
+            spoil(vectors)
+        return vectors
+
+    output = tmp_path / "out"
+    with pytest.raises(CheckpointError, match=message):
+        write_certified(output, **options(embed=spoiled))
+    assert [path.name for path in tmp_path.iterdir()] == ["out.rejected"]
+    stored = json.loads((tmp_path / "out.rejected" / "certificate.json").read_text())
+    assert stored["passed"] is False
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"contract": TextContract("", "", 32, 32, "mean")},
+        {"contract": TextContract("query: ", "query: ", 32, 32, "mean")},
+        {"contract": TextContract("query: ", "", 32, 32, "cls")},
+        {"contract": TextContract("query: ", "", 31, 31, "mean")},
+        {"params": random_params(seed=1)},
+    ],
+    ids=["query prompt", "document prompt", "pooling", "length", "weights"],
+)
+def test_another_contract_or_model_is_refused(tmp_path, right, own_reader, changes):
+    _, embed = right
+    with pytest.raises(CheckpointError, match="not the trained encoder"):
+        write_certified(tmp_path / "out", **options(embed=embed, **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_single_changed_weight_is_seen(tmp_path, right, own_reader):
+    _, embed = right
+    params = random_params()
+    flatten_dict(params, sep="/")["layers/attention/value/bias"][1, 5] += 0.01
+    with pytest.raises(CheckpointError, match="vectors differ"):
+        write_certified(tmp_path / "out", **options(embed=embed, params=params))
+
+
+def test_a_rejected_export_leaves_the_earlier_good_one(tmp_path, right, own_reader):
+    _, embed = right
+    output = tmp_path / "out"
+    write_certified(output, **options(embed=embed))
+    with pytest.raises(CheckpointError):
+        write_certified(output, **options(embed=embed, params=random_params(seed=1)))
+    assert certify(output, embed).passed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.rejected"]
+
+
+def test_certify_alone_moves_a_wrong_folder_away(tmp_path, right, own_reader):
+    _, embed = right
+    folder = write_folder(tmp_path / "out", **options(params=random_params(seed=2)))
+    with pytest.raises(CheckpointError, match=r"moved to .*out\.rejected"):
+        certify(folder, embed)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.rejected"]
+
+
+def test_another_width_is_refused(tmp_path, right, own_reader):
+    _, embed = right
+    folder = write_folder(tmp_path / "out", **options())
+    with pytest.raises(CheckpointError, match=r"shape \(\d+, 16\), expected \(\d+, 15\)"):
+        certify(folder, lambda texts, side: embed(texts, side)[:, :15])
+
+
+def test_a_reader_that_fails_refuses_the_folder(tmp_path, right, monkeypatch):
+    _, embed = right
+    script = tmp_path / "torch_vectors.py"
+    script.write_text("raise SystemExit('cannot load this model')")
+    monkeypatch.setattr(certificate_module, "__file__", str(tmp_path / "certificate.py"))
+    with pytest.raises(CheckpointError, match="does not load it: cannot load this model"):
+        write_certified(tmp_path / "out", **options(embed=embed, reader="sentence-transformers"))
+    # A broken installation is no fault of the folder.
+    script.write_text("import sys; sys.exit(3)")
+    certificate = write_certified(tmp_path / "out", **options(embed=embed))
+    assert certificate.reader == "arcticjax"
+
+
+def test_probes_reach_what_they_claim():
+    tokenizer = TextTokenizer.from_file(resolve(MINILM))
+    ids = {probe.name: tokenizer.encode([probe.text])[0] for probe in PROBES}
+    assert ids["empty document"].size == ids["empty query"].size == 0
+    assert ids["one token"].size == 1
+    assert ids["truncated document"].size > 512 and ids["truncated query"].size > 512
+    assert {102, 103} <= set(ids["special tokens as text"].tolist())
+    assert any(ord(letter) > 0xFFFF for probe in PROBES for letter in probe.text)
+    assert {probe.side for probe in PROBES} == {"query", "document"}
+    assert len({probe.name for probe in PROBES}) == len(PROBES)
+
+
+def test_a_side_cut_shorter_in_training_is_noted_not_compared(tmp_path, own_reader):
+    contract = TextContract("query: ", "", 8, 32, "mean")
+    tokenizer = TextTokenizer.from_file(resolve(MINILM))
+    left_out = {probe.name for probe in set(PROBES) - set(probes_for(contract, tokenizer))}
+    assert left_out == {"truncated query", "accents", "query"}
+    source = write_folder(tmp_path / "source", **options(contract=contract))
+    embed = folder_embedder(source).encode
+    certificate = write_certified(tmp_path / "out", **options(contract=contract, embed=embed))
+    assert any("cut to 8 tokens" in note for note in certificate.notes)
+
+
+def test_probe_vectors_keep_the_order_of_probes():
+    def embed(texts, side):
+        return np.array([[len(text), side == "query"] for text in texts], np.float32)
+
+    found = probe_vectors(embed, PROBES)
+    assert found[:, 0].tolist() == [len(probe.text) for probe in PROBES]
+    assert found[:, 1].tolist() == [float(probe.side == "query") for probe in PROBES]

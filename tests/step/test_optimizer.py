@@ -1,0 +1,75 @@
+"""Schedules and decay, against their definitions."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from arcticjax.config.schema import OptimizerConfig
+from arcticjax.step import optimizer
+
+
+def rates(total, **fields):
+    schedule = optimizer.make_schedule(OptimizerConfig(learning_rate=1.0, **fields), total)
+    return np.array([float(schedule(step)) for step in range(total)])
+
+
+def test_linear_with_warm_up():
+    np.testing.assert_allclose(
+        rates(10, schedule="linear", warmup_steps=4),
+        [0.25, 0.5, 0.75, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6],
+        rtol=1e-6,
+    )
+
+
+def test_one_step_of_warm_up_is_the_peak():
+    np.testing.assert_allclose(rates(3, schedule="constant", warmup_steps=1), [1, 1, 1])
+
+
+def test_final_fraction():
+    assert rates(100, schedule="linear", final_fraction=0.1)[-1] == pytest.approx(0.1 + 0.9 / 100)
+    assert rates(100, schedule="cosine", final_fraction=0.1)[-1] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_cosine_is_half_way_down_in_the_middle():
+    assert rates(100, schedule="cosine")[50] == pytest.approx(0.5, abs=1e-6)
+
+
+def test_warm_up_stable_decay():
+    found = rates(20, schedule="wsd", warmup_steps=2, decay_steps=5)
+    np.testing.assert_allclose(found[1:15], 1)
+    np.testing.assert_allclose(found[15:], [1, 0.8, 0.6, 0.4, 0.2], rtol=1e-6)
+
+
+def test_biases_and_scales_are_not_decayed():
+    params = {
+        "a": {"kernel": jnp.ones(2), "bias": jnp.ones(2)},
+        "norm": {"scale": jnp.ones(2), "bias": jnp.ones(2)},
+        "token": jnp.ones(2),
+    }
+    make = optimizer.make_optimizer(
+        OptimizerConfig(learning_rate=0.1, weight_decay=0.5, clip_norm=None), 10
+    )
+    zero = {
+        "a": {"kernel": jnp.zeros(2), "bias": jnp.zeros(2)},
+        "norm": {"scale": jnp.zeros(2), "bias": jnp.zeros(2)},
+        "token": jnp.zeros(2),
+    }
+    changes, _ = make.update(zero, make.init(params), params)
+    assert float(changes["a"]["kernel"][0]) == pytest.approx(-0.05)
+    assert float(changes["token"][0]) == pytest.approx(-0.05)
+    assert float(changes["a"]["bias"][0]) == float(changes["norm"]["scale"][0]) == 0.0
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    params = {"kernel": jnp.zeros(4)}
+    free = OptimizerConfig(
+        learning_rate=1.0, schedule="constant", weight_decay=0.0, epsilon=1.0, clip_norm=None
+    )
+    clipped = free.model_copy(update={"clip_norm": 1.0})
+    gradient = {"kernel": jnp.full(4, 5.0)}  # norm 10
+    results = {}
+    for name, config in (("free", free), ("clipped", clipped)):
+        make = optimizer.make_optimizer(config, 10)
+        results[name] = float(make.update(gradient, make.init(params), params)[0]["kernel"][0])
+    assert results["free"] == pytest.approx(-5 / 6, rel=1e-5)  # first AdamW step: g / (|g| + 1)
+    assert results["clipped"] == pytest.approx(-0.5 / 1.5, rel=1e-5)

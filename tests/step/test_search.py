@@ -1,0 +1,37 @@
+"""Exact search on the mesh, against a sorted score matrix."""
+
+import jax
+import numpy as np
+import pytest
+
+from arcticjax.parallel import mesh as meshes
+from arcticjax.step.search import search
+
+
+def reference(queries, documents, k):
+    scores = queries @ documents.T
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, axis=1), order
+
+
+@pytest.mark.parametrize("devices", [1, 4, 8])
+@pytest.mark.parametrize(
+    "documents, k, tile", [(1000, 10, 64), (37, 100, 4096), (300, 100, 32), (8, 1, 8)]
+)
+def test_equals_brute_force(devices, documents, k, tile):
+    random = np.random.default_rng(documents)
+    # Small whole numbers: every score is exact, and many are equal.
+    queries_QD = random.integers(-2, 3, (13, 6)).astype(np.float32)
+    documents_TD = random.integers(-2, 3, (documents, 6)).astype(np.float32)
+    mesh = meshes.make_mesh(devices)
+    with jax.set_mesh(mesh):
+        scores, indices = search(queries_QD, documents_TD, k, mesh, query_block=8, tile=tile)
+    wanted_scores, wanted_indices = reference(queries_QD, documents_TD, k)
+    np.testing.assert_array_equal(scores, wanted_scores)
+    np.testing.assert_array_equal(indices, wanted_indices)  # ties in the order of indices
+
+
+def test_nothing_to_search():
+    mesh = meshes.make_mesh(1)
+    scores, indices = search(np.zeros((3, 4), np.float32), np.zeros((0, 4), np.float32), 10, mesh)
+    assert scores.shape == indices.shape == (3, 0)

@@ -1,0 +1,238 @@
+"""The training step against a plain one: padded texts, the whole score matrix, one device, automatic gradients."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from arcticjax.losses.infonce import Labels
+from arcticjax.losses.reference import dense_infonce
+from arcticjax.models.encoder import Encoder
+from arcticjax.parallel import mesh as meshes
+from arcticjax.step import state as states
+from arcticjax.step import train as steps
+from tests import tiny
+
+TEMPERATURE = 0.2
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return Encoder(tiny.SPEC)
+
+
+@pytest.fixture(scope="module")
+def params(encoder):
+    return jax.device_get(encoder.init(jax.random.key(0)))
+
+
+def plain(encoder, params, builder, step):
+    """Loss and gradient by the definition: every pair's texts padded, each distinct document once, all scores."""
+    drawn = builder.draw.at(step)
+    view = builder.views[drawn.source]
+    queries, documents = view.read(drawn.records)
+    document_ids = view.document_ids(drawn.records)
+    _, first, column = np.unique(document_ids, return_index=True, return_inverse=True)
+    groups = union(view.query_ids(drawn.records), document_ids)
+
+    def padded(texts, template):
+        tokens = np.zeros((len(texts), template.longest), np.int32)
+        lengths = np.zeros((len(texts), 1), np.int32)
+        for row, text in enumerate(texts):
+            whole = [*template.head, *text[: template.longest - template.overhead], template.end_id]
+            tokens[row, : len(whole)] = whole
+            lengths[row] = len(whole)
+        return tokens, np.zeros_like(lengths), lengths
+
+    query_rows = padded(queries, tiny.QUERY)
+    document_rows = padded([documents[i] for i in first], tiny.DOCUMENT)
+    labels = Labels(
+        jnp.asarray(column[:, None], jnp.int32),
+        jnp.asarray(groups, jnp.int32),
+        jnp.asarray(groups[first], jnp.int32),
+    )
+
+    def loss(params):
+        q = encoder.embed(params, *query_rows, pooling="mean")[:, 0]
+        d = encoder.embed(params, *document_rows, pooling="mean")[:, 0]
+        sums = dense_infonce(q, d, labels, temperature=TEMPERATURE)
+        return sums.loss / sums.count, sums.correct / sums.count
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+
+def union(query_ids, document_ids):
+    """Connected components by plain relabelling."""
+    groups = np.arange(len(query_ids))
+    for _ in range(len(groups)):
+        for ids in (query_ids, document_ids):
+            for one in np.unique(ids):
+                groups[ids == one] = groups[ids == one].min()
+    return groups
+
+
+def gradient_of(encoder, params, builder, devices, step, dtype=jnp.float32):
+    mesh = meshes.make_mesh(devices)
+    with jax.set_mesh(mesh):
+        gradient = steps.make_gradient(
+            encoder,
+            builder.shapes,
+            mesh,
+            pooling="mean",
+            temperature=TEMPERATURE,
+            tile=8,
+            dtype=dtype,
+        )
+        batch = meshes.host_to_global(mesh, builder(step).arrays)
+        return jax.jit(gradient)(meshes.replicate(mesh, params), batch)
+
+
+@pytest.mark.parametrize("devices, rows", [(1, 1), (1, 4), (2, 2), (8, 1)])
+@pytest.mark.parametrize("step", [0, 1])
+def test_loss_and_gradient_equal_the_plain_ones(encoder, params, devices, rows, step):
+    builder = tiny.builder(devices, rows=rows)
+    gradients, metrics = gradient_of(encoder, params, builder, devices, step)
+    (loss, accuracy), wanted = plain(encoder, params, builder, step)
+    assert 0.5 < loss < 10  # of order one: agreement says something
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=2e-6)
+    np.testing.assert_allclose(metrics["accuracy"], accuracy, rtol=1e-6)
+    norm = float(optax.tree.norm(wanted))
+    for path, difference in jax.tree_util.tree_leaves_with_path(
+        jax.tree.map(jnp.subtract, gradients, wanted)
+    ):
+        assert float(jnp.abs(difference).max()) < 1e-5 * norm, path
+
+
+def test_metrics_count_tokens_and_slots(encoder, params):
+    builder = tiny.builder(2)
+    host = builder(0)
+    _, metrics = gradient_of(encoder, params, builder, 2, 0)
+    tokens = host.arrays["lengths"].sum()
+    used = host.arrays["microbatches"].max()
+    assert metrics["tokens"] == tokens
+    assert metrics["microbatches"] == used
+    np.testing.assert_allclose(metrics["fill"], tokens / (2 * used * 2 * 32), rtol=1e-6)
+
+
+def test_bfloat16_stays_near_float32(encoder, params):
+    builder = tiny.builder(1)
+    exact, exact_metrics = gradient_of(encoder, params, builder, 1, 0)
+    coarse, coarse_metrics = gradient_of(encoder, params, builder, 1, 0, jnp.bfloat16)
+    assert abs(coarse_metrics["loss"] - exact_metrics["loss"]) < 0.02
+    difference = optax.tree.norm(jax.tree.map(jnp.subtract, exact, coarse))
+    assert 1e-4 < difference / optax.tree.norm(exact) < 0.05
+
+
+def collectives(text: str) -> dict[tuple[str, bool], int]:
+    """Counts the collectives of a compiled program: (operation, whether a loop reaches it) -> number."""
+    bodies: dict[str, list[str]] = {}
+    name = ""
+    for line in text.splitlines():
+        if match := re.match(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            name = match.group(1)
+            bodies[name] = []
+        elif name:
+            bodies[name].append(line)
+    reached = set(re.findall(r"(?:body|condition)=%?([\w.\-]+)", text))
+    assert reached  # the program has loops
+    while True:
+        called = {
+            callee
+            for body in reached
+            for line in bodies.get(body, [])
+            for callee in re.findall(
+                r"(?:calls|to_apply|body|condition|branch_computations)=\{?%?([\w.\-]+)", line
+            )
+        }
+        if called <= reached:
+            break
+        reached |= called
+    found: dict[tuple[str, bool], int] = {}
+    for name, lines in bodies.items():
+        for operation in COLLECTIVES:
+            number = sum(bool(re.search(rf"= .*\b{operation}(-start)?\(", line)) for line in lines)
+            if number:
+                key = (operation, name in reached)
+                found[key] = found.get(key, 0) + number
+    return found
+
+
+def test_the_list_of_collectives(encoder, params):
+    """Documents once out and once back, labels once out, the rest reduced; nothing inside a loop."""
+    mesh = meshes.make_mesh(8)
+    builder = tiny.builder(8)
+    with jax.set_mesh(mesh):
+        gradient = steps.make_gradient(
+            encoder, builder.shapes, mesh, pooling="mean", temperature=TEMPERATURE, tile=8
+        )
+        batch = meshes.host_to_global(mesh, builder(0).arrays)
+        text = jax.jit(gradient).lower(meshes.replicate(mesh, params), batch).compile().as_text()
+    found = collectives(text)
+    assert not any(in_loop for _, in_loop in found), found
+    assert found[("all-gather", False)] == 2  # document embeddings, column groups
+    assert found[("reduce-scatter", False)] == 1
+    # Parameters' gradients combine into few; scalars of the loss and the metrics are the rest.
+    assert found[("all-reduce", False)] <= 6, found
+    assert set(found) == {("all-gather", False), ("reduce-scatter", False), ("all-reduce", False)}
+
+
+def make_step(encoder, builder, mesh, learning_rate=2e-3):
+    gradient = steps.make_gradient(
+        encoder, builder.shapes, mesh, pooling="mean", temperature=TEMPERATURE, tile=8
+    )
+    schedule = optax.constant_schedule(learning_rate)
+    optimizer = optax.adamw(schedule)
+    return optimizer, jax.jit(
+        steps.make_train_step(gradient, optimizer, schedule), donate_argnums=0
+    )
+
+
+def test_training_lowers_the_loss(encoder, params):
+    mesh = meshes.make_mesh(1)
+    builder = tiny.builder(1, views=[tiny.memory_view("one", 0, records=32, shared=0.0)])
+    with jax.set_mesh(mesh):
+        optimizer, step = make_step(encoder, builder, mesh)
+        state = states.init_state(params, optimizer, mesh)
+        losses = []
+        for number in range(60):
+            state, metrics = step(state, meshes.host_to_global(mesh, builder(number).arrays))
+            losses.append(float(metrics["loss"]))
+    assert int(state["step"]) == 60
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_one_program_serves_all_sources(encoder, params):
+    mesh = meshes.make_mesh(1)
+    builder = tiny.builder(1)
+    with jax.set_mesh(mesh):
+        optimizer, step = make_step(encoder, builder, mesh)
+        state = states.init_state(params, optimizer, mesh)
+        sources = set()
+        for number in range(6):
+            host = builder(number)
+            sources.add((host.source, int(host.arrays["microbatches"][0])))
+            state, _ = step(state, meshes.host_to_global(mesh, host.arrays))
+    assert len({microbatches for _, microbatches in sources}) > 1  # unlike amounts of work
+    assert step._cache_size() == 1
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(encoder, params):
+    mesh = meshes.make_mesh(1)
+    builder = tiny.builder(1)
+    broken = jax.tree.map(np.copy, params)
+    broken["embeddings"]["token"][20] = np.nan
+    with jax.set_mesh(mesh):
+        optimizer, step = make_step(encoder, builder, mesh)
+        state = states.init_state(broken, optimizer, mesh)
+        before = jax.device_get(state)
+        state, metrics = step(state, meshes.host_to_global(mesh, builder(0).arrays))
+    assert not metrics["finite"]
+    for old, new in zip(
+        jax.tree.leaves(before["params"]), jax.tree.leaves(state["params"]), strict=True
+    ):
+        np.testing.assert_array_equal(old, new)
+    assert int(jax.tree.leaves(state["optimizer"])[0]) == 0  # the optimiser's count did not move

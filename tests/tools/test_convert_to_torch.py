@@ -1,0 +1,171 @@
+"""The command: a run's checkpoint or a model folder becomes a certified sentence-transformers
+folder."""
+
+import functools
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from arcticjax.checkpoint.store import CheckpointStore
+from arcticjax.config.contract import TextContract
+from arcticjax.errors import CheckpointError, ConfigError
+from arcticjax.export import certificate as certificate_module
+from arcticjax.export.folder import write_folder
+from arcticjax.models.pretrained import load_pretrained
+from arcticjax.models.resolve import resolve
+from arcticjax.models.spec import ModelSpec, parameter_shapes
+from arcticjax.step import embedder as embedder_module
+from tools.convert_to_torch.__main__ import main
+
+TOKENIZER = resolve("sentence-transformers/all-MiniLM-L6-v2")
+SPEC = ModelSpec(hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_positions=64)
+CONTRACT = TextContract("query: ", "", 16, 32, "cls")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast():
+    """Our own reader (sentence-transformers is tried in the certificate's tests), and one
+    compilation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certificate_module, "_torch_vectors", lambda folders, probes: None)
+        patch.setattr(embedder_module, "make_encode", functools.cache(embedder_module.make_encode))
+        yield
+
+
+def random_params(seed=0):
+    generator = np.random.default_rng(seed)
+    return unflatten_dict(
+        {
+            path: generator.normal(scale=0.3, size=shape).astype(np.float32)
+            for path, shape in parameter_shapes(SPEC).items()
+        },
+        sep="/",
+    )
+
+
+def save_run(run, seeds, meta=None):
+    """A run directory as arcticjax.train leaves it: a step per seed, 1 onwards."""
+    if meta is None:
+        meta = {
+            "model": {"spec": SPEC.to_hf(), "name": "tiny", "sha256": "0" * 64},
+            "contract": CONTRACT.to_dict(),
+        }
+    with CheckpointStore(run / "checkpoints", keep=len(seeds)) as store:
+        for step, seed in enumerate(seeds, 1):
+            store.save(step, {"params": jax.device_put(random_params(seed))}, meta)
+        store.wait()
+    (run / "tokenizer").mkdir(exist_ok=True)
+    shutil.copy(TOKENIZER / "tokenizer.json", run / "tokenizer")
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return save_run(tmp_path_factory.mktemp("runs") / "run", seeds=[11, 12])
+
+
+def same_weights(folder, params):
+    found = flatten_dict(load_pretrained(folder).params, sep="/")
+    return all(
+        np.array_equal(found[path], value) for path, value in flatten_dict(params, sep="/").items()
+    )
+
+
+def test_a_run_becomes_a_folder(run, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert main(["--checkpoint", str(run), "--output", str(output)]) == 0
+    assert same_weights(output, random_params(12))
+    assert load_pretrained(output).contract == CONTRACT
+    assert json.loads((output / "certificate.json").read_text())["passed"] is True
+    said = capsys.readouterr().out
+    assert "step 2" in said and "largest difference" in said and "cut to 16 tokens" in said
+
+
+def test_a_step_can_be_chosen(run, tmp_path):
+    main(["--checkpoint", str(run), "--output", str(tmp_path / "out"), "--step", "1"])
+    assert same_weights(tmp_path / "out", random_params(11))
+    with pytest.raises(CheckpointError):
+        main(["--checkpoint", str(run), "--output", str(tmp_path / "no"), "--step", "7"])
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_folder_becomes_a_folder(tmp_path):
+    source = write_folder(
+        tmp_path / "source",
+        spec=SPEC,
+        params=random_params(),
+        tokenizer_folder=TOKENIZER,
+        contract=CONTRACT,
+    )
+    main(["--checkpoint", str(source), "--output", str(tmp_path / "out")])
+    for name in ("model.safetensors", "tokenizer.json", "arcticjax.json", "modules.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+    with pytest.raises(ConfigError, match="--step"):
+        main(["--checkpoint", str(source), "--output", str(tmp_path / "x"), "--step", "1"])
+    with pytest.raises(ConfigError, match="the checkpoint itself"):
+        main(["--checkpoint", str(source), "--output", str(source)])
+
+
+def test_a_plain_folder_needs_the_pooling(tmp_path):
+    source = write_folder(
+        tmp_path / "source",
+        spec=SPEC,
+        params=random_params(),
+        tokenizer_folder=TOKENIZER,
+        contract=CONTRACT,
+    )
+    (source / "modules.json").unlink()
+    command = ["--checkpoint", str(source), "--output", str(tmp_path / "out")]
+    with pytest.raises(ConfigError, match="pooling"):
+        main(command)
+    main([*command, "--pooling", "mean"])
+    assert load_pretrained(tmp_path / "out").contract.pooling == "mean"
+
+
+def test_foreign_outputs_and_checkpoints_are_refused(run, tmp_path):
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "one").touch()
+    with pytest.raises(ConfigError, match="not an earlier export"):
+        main(["--checkpoint", str(run), "--output", str(tmp_path / "letters")])
+    with pytest.raises(ConfigError, match="states its pooling"):
+        main(["--checkpoint", str(run), "--output", str(tmp_path / "o"), "--pooling", "cls"])
+    with pytest.raises(ConfigError, match="no such folder"):
+        main(["--checkpoint", str(tmp_path / "none"), "--output", str(tmp_path / "o")])
+    other = save_run(tmp_path / "other", seeds=[1], meta={"note": "by someone else"})
+    with pytest.raises(CheckpointError, match="does not say its model"):
+        main(["--checkpoint", str(other), "--output", str(tmp_path / "o")])
+    empty = tmp_path / "empty"
+    (empty / "checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        main(["--checkpoint", str(empty), "--output", str(tmp_path / "o")])
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_tokenizer_swapped_in_the_run_is_refused(tmp_path):
+    """Vectors of the run and of the folder would agree with each other."""
+    meta = {"model": {"spec": SPEC.to_hf()}, "contract": CONTRACT.to_dict()}
+    run = save_run(tmp_path / "run", seeds=[1], meta=meta)
+    path = run / "tokenizer" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["extra"] = 30522
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="highest token id is 30522"):
+        main(["--checkpoint", str(run), "--output", str(tmp_path / "out")])
+
+    meta["model"]["tokenizer_sha256"] = "0" * 64
+    run = save_run(tmp_path / "known", seeds=[1], meta=meta)
+    with pytest.raises(CheckpointError, match="is not the tokenizer that checkpoint 1"):
+        main(["--checkpoint", str(run), "--output", str(tmp_path / "out")])
+
+
+def test_help_names_the_options(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    assert left.value.code == 0
+    said = capsys.readouterr().out
+    for option in ("--checkpoint", "--output", "--step", "--pooling"):
+        assert option in said

@@ -1,0 +1,173 @@
+"""What a user can get wrong: one clear message, the documented exit code, and nothing lost."""
+
+import gzip
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from arcticjax import errors
+from arcticjax.checkpoint.run_directory import RunDirectory
+from arcticjax.train import __main__ as command
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A complete tiny run, not yet started; each test works on a copy."""
+    folder = tmp_path_factory.mktemp("made") / "it"
+    tiny.run_config(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    shutil.copytree(made, tmp_path / "it")
+    return tmp_path / "it"
+
+
+def fails(file, kind, match, *sets):
+    arguments = ["--config", str(file)]
+    for one in sets:
+        arguments += ["--set", one]
+    with pytest.raises(errors.ArcticError, match=match) as caught:
+        command.main(arguments)
+    assert type(caught.value) is kind, caught.value
+    return str(caught.value)
+
+
+def test_unknown_key(folder):
+    file = tiny.run_config(folder, **{"optimizer.learning_rat": 1e-3})
+    message = fails(file, errors.ConfigError, "optimizer.learning_rat")
+    assert "learning_rate" in message.replace("learning_rat:", "") and str(file) in message
+
+
+def test_wrong_type(folder):
+    fails(
+        tiny.run_config(folder, **{"train.global_batch": "many"}),
+        errors.ConfigError,
+        "train.global_batch",
+    )
+
+
+def test_impossible_combination(folder):
+    fails(
+        tiny.run_config(folder, **{"loss.in_batch_negatives": False}),
+        errors.ConfigError,
+        "in_batch_negatives",
+    )
+
+
+def test_missing_source(folder):
+    (folder / "a.parquet").unlink()
+    fails(tiny.run_config(folder), errors.DataError, "'a'.*a.parquet")
+
+
+def test_empty_source(folder):
+    (folder / "a.parquet").write_bytes(b"")
+    fails(tiny.run_config(folder), errors.DataError, "'a'.*a.parquet")
+
+
+def test_a_record_with_an_empty_side(folder):
+    with gzip.open(folder / "c.jsonl.gz", "wt") as file:
+        for number in range(20):
+            file.write(
+                json.dumps({"query": f"river {number}", "document": "" if number == 7 else "stone"})
+                + "\n"
+            )
+    sources = [{"name": "c", "path": str(folder / "c.jsonl.gz")}]
+    fails(tiny.run_config(folder, **{"data.sources": sources}), errors.DataError, r"'c'.*\b[78]\b")
+
+
+def test_a_batch_larger_than_a_source(folder):
+    message = fails(
+        tiny.run_config(folder, **{"train.global_batch": 80}), errors.ConfigError, "'?b'?.*64"
+    )
+    assert "small_sources" in message
+
+
+def test_a_batch_that_devices_do_not_divide(folder):
+    file = tiny.run_config(folder, **{"mesh.data": 3})
+    fails(file, errors.ConfigError, "train.global_batch: 16 pairs do not divide among 3 devices")
+
+
+def test_more_devices_than_there_are(folder):
+    fails(
+        tiny.run_config(folder, **{"mesh.data": 16}),
+        errors.ConfigError,
+        "16 devices, but 8 are at hand",
+    )
+
+
+def test_a_tokenizer_that_does_not_match_the_weights(folder):
+    tokens = tiny.tokenizer_folder(folder / "larger", extra=200)
+    file = tiny.run_config(folder, **{"model.tokenizer": str(tokens)})
+    fails(file, errors.ConfigError, "model.tokenizer.*does not match the weights")
+
+
+def test_weights_of_another_shape(folder):
+    file = folder / "model" / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    name = "embeddings.word_embeddings.weight"
+    tensors[name] = np.zeros((7, 32), np.float32)
+    safetensors.numpy.save_file(tensors, file)
+    fails(tiny.run_config(folder), errors.CheckpointError, r"word_embeddings[\s\S]*7")
+
+
+class Trap:
+    def __reduce__(self):
+        return (open, ("trap-was-sprung", "w"))
+
+
+def test_a_pickle_is_refused_and_not_run(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "model" / "model.safetensors").unlink()
+    (folder / "model" / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
+    fails(tiny.run_config(folder), errors.CheckpointError, "pytorch_model.bin.*safetensors")
+    assert not (folder / "trap-was-sprung").exists()
+
+
+def test_a_run_directory_that_is_a_file(folder):
+    (folder / "run").write_text("mine")
+    fails(tiny.run_config(folder), errors.ConfigError, "run.directory.*not a directory")
+    assert (folder / "run").read_text() == "mine"
+
+
+def test_two_runs_in_one_directory(folder):
+    file = tiny.run_config(folder)
+    with RunDirectory(folder / "run").claim():
+        fails(file, errors.ConfigError, "run.directory|held|another run")
+
+
+def test_a_disk_without_room(folder, monkeypatch):
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000)
+    )
+    fails(tiny.run_config(folder), errors.ResourceError, "run.directory|room|free")
+
+
+def test_resuming_with_another_config_names_the_field(folder):
+    file = tiny.run_config(folder)
+    command.main(["--config", str(file), "--set", "export.enabled=false"])
+    message = fails(
+        file, errors.ConfigError, "optimizer.learning_rate", "optimizer.learning_rate=0.5"
+    )
+    assert "0.002 in the run, 0.5 now" in message
+
+
+def test_resuming_on_other_data_shows_both_fingerprints(folder):
+    file = tiny.run_config(folder)
+    command.main(["--config", str(file), "--set", "export.enabled=false"])
+    (folder / "run" / "result.json").unlink()  # as if the run had not ended
+    tiny.parquet(folder / "a.parquet", 5, 96)
+    message = fails(file, errors.ConfigError, "the data changed", "export.enabled=false")
+    before, now = message.split("fingerprint ")[1].split(" in the checkpoint, ")
+    assert before != now.split(" now")[0]
+
+
+def test_a_task_that_is_not_there(folder):
+    file = tiny.run_config(folder, **{"evaluation.tasks": [f"beir:{folder / 'nowhere'}"]})
+    fails(file, errors.DataError, "nowhere")
