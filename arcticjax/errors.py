@@ -1,7 +1,7 @@
 """Errors a user can cause or meet, each with the exit code that scripts rely on.
 
-A message says what is wrong, where, why it matters and what to do. `run_cli` prints it as the last line of a failed
-command, without a traceback: tracebacks are for bugs.
+A message says what is wrong, where, why it matters and what to do. `run_cli` prints it as the last
+line of a failed command, without a traceback: tracebacks are for bugs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 
 class ArcticError(Exception):
-    """A problem with a clear message. `exit_code` is the process's exit status (see docs/exit_codes.md)."""
+    """A problem with a clear message. `exit_code` is the process's exit status (see
+    docs/exit_codes.md)."""
 
     exit_code = 1
 
@@ -53,7 +54,8 @@ class Preempted(ArcticError):
 
 
 def run_cli(main: Callable[[], int | None]) -> None:
-    """Runs `main` and exits: 0 or its return value, or an `ArcticError`'s exit code with its message last on stderr."""
+    """Runs `main` and exits: 0 or its return value, or an `ArcticError`'s exit code with its
+    message last on stderr."""
     try:
         code = main() or 0
     except ArcticError as error:

@@ -1,4 +1,4 @@
-"""Small stand-ins shared by tests: a tiny encoder, its tokenizer, sources, a task, a run's config."""
+"""Small stand-ins shared by tests: a tiny encoder, its tokenizer, sources, a task, a config."""
 
 from __future__ import annotations
 
@@ -115,7 +115,8 @@ WORDS = (
 
 
 def tokenizer_folder(folder: Path, extra: int = 0) -> Path:
-    """A word-level BERT-like tokenizer over WORDS and `extra` more tokens, as Hugging Face keeps it."""
+    """A word-level BERT-like tokenizer over WORDS and `extra` more tokens, as Hugging Face keeps
+    it."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *WORDS, *(f"extra{n}" for n in range(extra))]
     tokenizer = tokenizers.Tokenizer(
@@ -146,7 +147,8 @@ def model_folder(
 
 
 def pairs(seed: int, count: int, longest: int = 24) -> list[tuple[str, str]]:
-    """Distinct pairs of which the query's words occur in the document, so that there is something to learn."""
+    """Distinct pairs of which the query's words occur in the document, so that there is something
+    to learn."""
     random = np.random.default_rng(seed)
     made: dict[str, str] = {}
     while len(made) < count:
@@ -181,7 +183,8 @@ def task_folder(folder: Path, seed: int = 9, count: int = 40) -> Path:
 
 
 def run_config(folder: Path, **changes: object) -> Path:
-    """The YAML file of a tiny run in `folder`; `changes` are fields by dotted path, `None` removes one."""
+    """The YAML file of a tiny run in `folder`; `changes` are fields by dotted path, `None` removes
+    one."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "model").exists():
         model_folder(folder / "model")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from pathlib import Path
 
 from etils import epath
 
@@ -32,7 +31,7 @@ _log = logging.getLogger(__name__)
 class StepDirectories:
     """Names below one `checkpoints/` directory, which need not exist."""
 
-    def __init__(self, directory: Path | str) -> None:
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = epath.Path(os.path.abspath(directory))
 
     def path(self, step: int) -> epath.Path:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -60,7 +60,7 @@ class CheckpointStore:
     `read_meta` are local to the caller and change nothing, so they are safe beside a live run.
     """
 
-    def __init__(self, directory: Path | str, keep: int = 2) -> None:
+    def __init__(self, directory: str | os.PathLike[str], keep: int = 2) -> None:
         """`keep` (at least 1) is the number of newest good steps that survive a save."""
         if keep < 1:
             raise ConfigError(f"checkpoint.keep is {keep}: at least 1 checkpoint must be kept")

@@ -14,8 +14,8 @@ from arcticjax import errors
 class Template:
     """What surrounds a text's own tokens on one side (query or document), and its cap.
 
-    start_id, end_id: special tokens; prompt: token ids; longest: cap in tokens, special tokens and prompt included.
-    The prompt is never cut.
+    start_id, end_id: special tokens; prompt: token ids; longest: cap in tokens, special tokens and
+    prompt included. The prompt is never cut.
     """
 
     start_id: int
@@ -26,8 +26,9 @@ class Template:
     def __post_init__(self) -> None:
         if self.longest <= self.overhead:
             raise errors.ConfigError(
-                f"data: a cap of {self.longest} tokens leaves no room for text beside 2 special tokens and a prompt "
-                f"of {len(self.prompt)} tokens; raise data.query_length / data.document_length or shorten the prompt"
+                f"data: a cap of {self.longest} tokens leaves no room for text beside 2 special "
+                f"tokens and a prompt of {len(self.prompt)} tokens; raise data.query_length / "
+                "data.document_length or shorten the prompt"
             )
 
     @property
@@ -53,8 +54,8 @@ def fill_rows(
 ) -> None:
     """Writes texts into rows, in place.
 
-    rows_RS: int32, C-contiguous; texts: each text's own token ids, uncut; positions: each text's first place in the
-    flattened rows.
+    rows_RS: int32, C-contiguous; texts: each text's own token ids, uncut; positions: each text's
+    first place in the flattened rows.
     """
     if not len(texts):
         return

@@ -1,12 +1,13 @@
 """From drawn pairs to rows and slots: which device encodes which text, and where in which row.
 
-A global batch of B pairs is dealt to N devices, b = B/N pairs each. A document needed by several pairs is encoded once,
-by the device of the first of them. Each device packs its queries and documents together into rows of S tokens, at most
-K = S/8 texts a row, and its rows into microbatches of G rows. All of this is a pure function of the draw and the texts'
-lengths and ids, so that every process computes the same and reads only its own records.
+A global batch of B pairs is dealt to N devices, b = B/N pairs each. A document needed by several
+pairs is encoded once, by the device of the first of them. Each device packs its queries and
+documents together into rows of S tokens, at most K = S/8 texts a row, and its rows into
+microbatches of G rows. All of this is a pure function of the draw and the texts' lengths and ids,
+so that every process computes the same and reads only its own records.
 
-Axis letters: N devices, b pairs a device, T texts a device (b queries, then up to b documents), M microbatches,
-G rows of a microbatch, S row length, K slots of a row.
+Axis letters: N devices, b pairs a device, T texts a device (b queries, then up to b documents),
+M microbatches, G rows of a microbatch, S row length, K slots of a row.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
-# A text of fewer tokens than this still takes this share of a row's slots: [CLS], a few words, [SEP].
+# A text of fewer tokens than this still takes this share of a row's slots: [CLS], a few words,
+# [SEP].
 TOKENS_PER_SLOT = 8
 
 
@@ -27,7 +29,8 @@ TOKENS_PER_SLOT = 8
 class Shapes:
     """Static shapes of a training step; one compiled program serves every batch of a run.
 
-    devices: N; pairs: b; row_length: S; rows: G; query_length, document_length: caps with special tokens and prompt.
+    devices: N; pairs: b; row_length: S; rows: G; query_length, document_length: caps with special
+    tokens and prompt.
     """
 
     devices: int
@@ -56,9 +59,10 @@ class Shapes:
     def microbatches(self) -> int:
         """M, the most microbatches that a device can need, whatever the lengths.
 
-        Best-fit decreasing never opens a row while an open one has room. So (1) counting the rows that documents open,
-        at most one each, and those that queries open, each of which but the last holds as many queries as fit; or
-        (2) every row but the last holds at least S // longest texts. The smaller bound holds.
+        Best-fit decreasing never opens a row while an open one has room. So (1) counting the rows
+        that documents open, at most one each, and those that queries open, each of which but the
+        last holds as many queries as fit; or (2) every row but the last holds at least
+        S // longest texts. The smaller bound holds.
         """
         longest = max(self.query_length, self.document_length)
         queries_per_row = min(self.row_length // self.query_length, self.slots)
@@ -73,10 +77,12 @@ class Deal:
     """Which device has which pairs and documents; the same on every process.
 
     pairs_Nb: index into the draw of each device's pairs.
-    documents: per device, index into the draw of the pair whose record holds each document it encodes.
+    documents: per device, index into the draw of the pair whose record holds each document it
+        encodes.
     positives_Nb1: column of each pair's document among the gathered N * b document places.
-    row_groups_Nb, column_groups_Nb: pairs that share a query or document id, transitively, are of one group: related
-        texts are never each other's negatives. -1 marks an empty document place.
+    row_groups_Nb, column_groups_Nb: pairs that share a query or document id, transitively, are of
+        one group: related texts are never each other's negatives. -1 marks an empty document
+        place.
     """
 
     pairs_Nb: np.ndarray
@@ -88,7 +94,8 @@ class Deal:
 
 @dataclass(frozen=True)
 class Packing:
-    """One device's rows: for each slot the text's start and length in its row and its place among the T texts.
+    """One device's rows: for each slot the text's start and length in its row and its place among
+    the T texts.
 
     Empty slots have start S, length 0 and place T. `rows` counts the rows in use.
     """
@@ -104,8 +111,8 @@ def pack(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Packs texts into rows by best-fit decreasing.
 
-    Returns for each text its row, start and slot in the row, and the number of rows. At most `most` texts share a row.
-    Every length must be in 1..row_length.
+    Returns for each text its row, start and slot in the row, and the number of rows. At most `most`
+    texts share a row. Every length must be in 1..row_length.
     """
     lengths = np.asarray(lengths, np.int64)
     total = len(lengths)
@@ -119,7 +126,8 @@ def pack(
             f"text lengths {lengths.min()}..{lengths.max()} do not fit rows of {row_length}"
         )
     order = np.argsort(-lengths, kind="stable")
-    # by_room[r]: rows with r free tokens and a free slot; bit r of `rooms` tells whether there is one.
+    # by_room[r]: rows with r free tokens and a free slot; bit r of `rooms` tells whether there is
+    # one.
     by_room: list[list[int]] = [[] for _ in range(row_length + 1)]
     rooms = 0
     counts: list[int] = []
@@ -208,10 +216,12 @@ def place(query_lengths_b: np.ndarray, document_lengths: np.ndarray, shapes: Sha
 def choose_row_length(
     samples: Iterable[np.ndarray], longest: int, hidden_size: int, intermediate_size: int
 ) -> int:
-    """The cheaper row length, the longest cap or twice it, for sampled batches (arrays of text lengths).
+    """The cheaper row length, the longest cap or twice it, for sampled batches (arrays of text
+    lengths).
 
-    Cost of a token forward, in multiply-adds a layer: 4 h^2 + 2 h f for the matrices and 2 S h for attention, which
-    spans the whole row (performance formula F; each row's unused tokens cost as much as used ones).
+    Cost of a token forward, in multiply-adds a layer: 4 h^2 + 2 h f for the matrices and 2 S h for
+    attention, which spans the whole row (performance formula F; each row's unused tokens cost as
+    much as used ones).
     """
     samples = list(samples)
     base = round_up(longest, TOKENS_PER_SLOT)
@@ -227,12 +237,13 @@ def choose_row_length(
 
 
 def choose_rows(
-    row_counts: Sequence[int], row_length: int, most_tokens: int, overhead_tokens: int = 32
+    row_counts: Sequence[int], row_length: int, most_tokens: int, overhead_tokens: int = 16
 ) -> int:
-    """Rows of a microbatch: the power of two that costs the fewest token slots over sampled row counts.
+    """Rows of a microbatch: the power of two that costs the fewest token slots over sampled row
+    counts.
 
-    A microbatch costs its slots and a fixed part worth `overhead_tokens` (accumulating the gradient, loop control);
-    `most_tokens` bounds its activations' memory.
+    A microbatch costs its slots and a fixed part worth `overhead_tokens` (accumulating the
+    gradient, loop control); `most_tokens` bounds its activations' memory.
     """
     choices = [1]
     while 2 * choices[-1] * row_length <= most_tokens:

@@ -1,4 +1,7 @@
-"""The input pipeline: step -> draw -> layout -> records -> rows, in Grain's worker threads, resumable by step alone."""
+"""The input pipeline: step -> draw -> layout -> records -> rows.
+
+It runs in Grain's worker threads and resumes by the step alone.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ class HostBatch:
     """This process's part of a global batch.
 
     arrays: for the step, axis 0 = local devices n:
-        tokens [n, M, G, S], starts, lengths, places [n, M, G, K], microbatches [n], positives [n, b, 1],
-        row_groups [n, b], column_groups [n, b]; all int32.
+        tokens [n, M, G, S], starts, lengths, places [n, M, G, K], microbatches [n],
+        positives [n, b, 1], row_groups [n, b], column_groups [n, b]; all int32.
     step, source (its name), drawn: where the batch comes from.
     """
 
@@ -33,7 +36,8 @@ class HostBatch:
 
 @dataclass(frozen=True)
 class BatchBuilder:
-    """Builds the batch of any step; a pure function of (step, sources, seed), whatever was built before.
+    """Builds the batch of any step; a pure function of (step, sources, seed), whatever was built
+    before.
 
     local: positions of this process's devices along the batch's first axis.
     """
@@ -88,7 +92,8 @@ class BatchBuilder:
         query_lengths: np.ndarray,
         document_lengths: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        """One device's rows. Its documents are documents of its own pairs, so one read brings both sides."""
+        """One device's rows. Its documents are documents of its own pairs, so one read brings both
+        sides."""
         shapes = self.shapes
         packing = layout.place(query_lengths[pairs], document_lengths[documents], shapes)
         queries, bodies = view.read(records[pairs])
@@ -117,9 +122,11 @@ class BatchBuilder:
 def batches(
     builder: BatchBuilder, start: int, stop: int, *, threads: int, prefetch: int
 ) -> Iterator[HostBatch]:
-    """Batches of steps start..stop-1, built ahead by `threads` Grain threads, `prefetch` batches deep.
+    """Batches of steps start..stop-1, built ahead by `threads` Grain threads, `prefetch` batches
+    deep.
 
-    The order and content of batches depend on the step alone, so resuming needs nothing but `start`.
+    The order and content of batches depend on the step alone, so resuming needs nothing but
+    `start`.
     """
     steps: Any = grain.MapDataset.range(start, stop).map(builder)
     return iter(
@@ -141,16 +148,17 @@ def choose_shapes(
     most_tokens: int,
     samples: int = 24,
 ) -> layout.Shapes:
-    """The shapes of a run: given ones are kept, others chosen from `samples` batches spread over the first epoch.
+    """The shapes of a run: given ones are kept, others chosen from `samples` batches spread over
+    the first epoch.
 
-    `most_tokens` bounds the token slots of a microbatch, thereby its activations. Raises ConfigError for a row length
-    that is too short or no multiple of 8.
+    `most_tokens` bounds the token slots of a microbatch, thereby its activations. Raises
+    ConfigError for a row length that is too short or no multiple of 8.
     """
     longest = max(query.longest, document.longest)
     if row_length is not None and (row_length < longest or row_length % layout.TOKENS_PER_SLOT):
         raise errors.ConfigError(
-            f"data.row_length: {row_length} must be a multiple of {layout.TOKENS_PER_SLOT} and at least the longest "
-            f"text, {longest} tokens; leave it out to have it chosen"
+            f"data.row_length: {row_length} must be a multiple of {layout.TOKENS_PER_SLOT} and at "
+            f"least the longest text, {longest} tokens; leave it out to have it chosen"
         )
     pairs = draw.global_batch // devices
     sampled = []

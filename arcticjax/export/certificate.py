@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType
 
+from arcticjax import __version__
 from arcticjax.config.contract import TextContract
 from arcticjax.errors import CheckpointError
 from arcticjax.export.folder import (
@@ -28,7 +29,6 @@ from arcticjax.export.folder import (
     check_replaceable,
     move_into_place,
     sync,
-    version,
     write_folder,
     write_json,
 )
@@ -231,7 +231,7 @@ def _certify(
         probes=differences,
         notes=tuple(notes),
         weights_sha256=digest(weight_files(folder)),
-        arcticjax_version=version(),
+        arcticjax_version=__version__,
     )
     content = dataclasses.asdict(certificate)
     if not np.isfinite(largest):  # JSON has no NaN

@@ -7,7 +7,6 @@ boolean pooling modes): current releases read it as well. Source: its documentat
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from arcticjax import __version__
 from arcticjax.config.contract import TextContract
 from arcticjax.errors import CheckpointError, ConfigError, ResourceError
 from arcticjax.models.hf_mapping import to_hf_state
@@ -134,14 +134,6 @@ def move_into_place(source: Path, target: Path) -> None:
         shutil.rmtree(aside)
 
 
-def version() -> str:
-    """This package's version, 'unknown' where it runs from a source tree that is not installed."""
-    try:
-        return importlib.metadata.version("arcticjax")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
-
-
 def sync(folder: Path) -> None:
     """Files first, then the folders that name them: what a rename shows must be on the disk."""
     for path in [*folder.rglob("*"), folder]:
@@ -195,7 +187,7 @@ def _write_content(
     write_json(
         folder / "config_sentence_transformers.json",
         {
-            "__version__": {"arcticjax": version()},
+            "__version__": {"arcticjax": __version__},
             "prompts": {"query": contract.query_prompt, "document": contract.document_prompt},
             "default_prompt_name": None,
             "similarity_fn_name": "cosine",
@@ -205,7 +197,7 @@ def _write_content(
     write_json(
         folder / OWN_FILE,
         {
-            "version": version(),
+            "version": __version__,
             "contract": contract.to_dict(),
             "tokenizer_sha256": tokenizer.sha256,
         },

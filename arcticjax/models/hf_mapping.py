@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -121,7 +121,7 @@ def from_hf_state(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> dict[st
 def to_hf_state(spec: ModelSpec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Writes nested parameters as a BERT state dict of contiguous NumPy arrays: no prefix, no
     pooler, dtype as given. Raises CheckpointError if the parameters are not the spec's."""
-    flat: dict[str, Any] = dict(flatten_dict(dict(params), sep="/"))  # pyright: ignore
+    flat = cast("dict[str, Any]", flatten_dict(dict(params), sep="/"))
     shapes = parameter_shapes(spec)
     wrong = [
         f"{path} is {tuple(flat[path].shape) if path in flat else 'missing'}, "

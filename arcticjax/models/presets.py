@@ -25,7 +25,8 @@ def random_start(
     query_prompt: str | None = None,
     document_prompt: str | None = None,
 ) -> Pretrained:
-    """An encoder of a preset's shape, weights drawn from `seed`; pooling defaults to the preset's, prompts to none.
+    """An encoder of a preset's shape, weights drawn from `seed`; pooling defaults to the preset's,
+    prompts to none.
 
     Raises ConfigError where the tokenizer or the lengths do not fit the preset.
     """
@@ -33,14 +34,14 @@ def random_start(
     found = TextTokenizer.from_file(Path(tokenizer))
     if found.vocab_size > spec.vocab_size:
         raise errors.ConfigError(
-            f"model.tokenizer: {found.file} has {found.vocab_size} tokens, preset {preset} has room for "
-            f"{spec.vocab_size}; choose a tokenizer that fits"
+            f"model.tokenizer: {found.file} has {found.vocab_size} tokens, preset {preset} has "
+            f"room for {spec.vocab_size}; choose a tokenizer that fits"
         )
     longest = max(query_length, document_length)
     if longest > spec.max_positions:
         raise errors.ConfigError(
-            f"data.query_length / data.document_length: {longest} tokens, but preset {preset} takes "
-            f"{spec.max_positions} at most"
+            f"data.query_length / data.document_length: {longest} tokens, but preset {preset} "
+            f"takes {spec.max_positions} at most"
         )
     contract = TextContract(
         query_prompt=query_prompt or "",

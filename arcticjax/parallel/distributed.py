@@ -1,8 +1,9 @@
 """Starting jax: which platform, how many processes.
 
-Explicit start, for any machine: `ARCTICJAX_COORDINATOR=host:port`, `ARCTICJAX_PROCESSES=n`, `ARCTICJAX_PROCESS=i` in the
-environment of each process (they differ per process, so they are not part of the config). Otherwise Slurm, Open MPI,
-Cloud TPU and GKE are recognised by the variables that jax itself detects them by.
+Explicit start, for any machine: `ARCTICJAX_COORDINATOR=host:port`, `ARCTICJAX_PROCESSES=n`,
+`ARCTICJAX_PROCESS=i` in the environment of each process (they differ per process, so they are not
+part of the config). Otherwise Slurm, Open MPI, Cloud TPU and GKE are recognised by the variables
+that jax itself detects them by.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ _EXTRAS = {"gpu": "cuda", "tpu": "tpu"}
 
 @dataclass(frozen=True)
 class Cluster:
-    """How the processes of a run find each other; `coordinator` is None where jax detects everything itself."""
+    """How the processes of a run find each other; `coordinator` is None where jax detects
+    everything itself."""
 
     kind: str
     coordinator: str | None = None
@@ -32,13 +34,15 @@ class Cluster:
 
 
 def detect(environ: Mapping[str, str]) -> Cluster | None:
-    """The cluster that `environ` describes, or None for a run of one process; ConfigError if it is half described."""
+    """The cluster that `environ` describes, or None for a run of one process; ConfigError if it is
+    half described."""
     given = [name for name in _EXPLICIT if environ.get(name)]
     if given:
         missing = [name for name in _EXPLICIT if name not in given]
         if missing:
             raise errors.ConfigError(
-                f"distributed start: {', '.join(given)} set but {', '.join(missing)} not; set all three or none"
+                f"distributed start: {', '.join(given)} set but {', '.join(missing)} not; set all "
+                "three or none"
             )
         try:
             processes, process = (int(environ[name]) for name in _EXPLICIT[1:])
@@ -70,8 +74,8 @@ def detect(environ: Mapping[str, str]) -> Cluster | None:
 def start(platform: str = "auto", policy: str = "required") -> None:
     """Chooses the platform and joins the cluster, if any; must precede any other use of jax.
 
-    `policy='preferred'` falls back to cpu, with a line on stderr, where `platform` has no device here.
-    Raises ConfigError where a required platform is missing.
+    `policy='preferred'` falls back to cpu, with a line on stderr, where `platform` has no device
+    here. Raises ConfigError where a required platform is missing.
     """
     if platform != "auto":
         wanted = _PLATFORMS[platform]

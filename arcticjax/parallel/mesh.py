@@ -23,7 +23,8 @@ REPLICATED = P()
 def make_mesh(data: int | str = "auto", fsdp: int = 1) -> Mesh:
     """A mesh of `data` x `fsdp` devices; 'auto' takes every device.
 
-    One process may use a part of its devices. Raises ConfigError where the devices do not suffice or do not divide.
+    One process may use a part of its devices. Raises ConfigError where the devices do not suffice
+    or do not divide.
     """
     devices = jax.device_count()
     if data == "auto":
@@ -40,10 +41,12 @@ def make_mesh(data: int | str = "auto", fsdp: int = 1) -> Mesh:
         )
     if size < devices and jax.process_count() > 1:
         raise errors.ConfigError(
-            f"mesh.data x mesh.fsdp = {size}, but the {jax.process_count()} processes have {devices} devices; "
-            "with several processes every device must be used: set mesh.data to auto"
+            f"mesh.data x mesh.fsdp = {size}, but the {jax.process_count()} processes have "
+            f"{devices} devices; with several processes every device must be used: set mesh.data "
+            "to auto"
         )
-    # Positional and Auto: the argument's name and the default axis type changed between jax versions.
+    # Positional and Auto: the argument's name and the default axis type changed between jax
+    # versions.
     return jax.make_mesh(
         (int(data), fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:size]
     )
@@ -69,7 +72,8 @@ def local_positions(mesh: Mesh) -> list[int]:
 
 
 def host_to_global(mesh: Mesh, local: Any) -> Any:
-    """Global arrays cut along axis 0 from this process's part (a tree of [local devices, ...] numpy arrays)."""
+    """Global arrays cut along axis 0 from this process's part (a tree of [local devices, ...] numpy
+    arrays)."""
     sharding = batch_sharding(mesh)
     devices = mesh.devices.size
     return jax.tree.map(

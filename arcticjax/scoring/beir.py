@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 from etils import epath
 
@@ -125,7 +126,7 @@ def _lines(path: epath.Path) -> Iterator[tuple[int, str]]:
     try:
         with path.open("rb") as raw:
             plain = gzip.GzipFile(fileobj=raw) if path.name.endswith(".gz") else raw
-            with io.TextIOWrapper(plain, encoding="utf-8-sig") as text:  # pyright: ignore[reportArgumentType]
+            with io.TextIOWrapper(cast(IO[bytes], plain), encoding="utf-8-sig") as text:
                 # A file splits at \n, \r\n and \r only: JSON may hold U+2028 as it is.
                 for line in text:
                     number += 1

@@ -1,4 +1,4 @@
-"""Retrieval evaluation on the training mesh: the tasks of a run and the programs that score them."""
+"""Retrieval evaluation on the training mesh: a run's tasks and the programs that score them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ from arcticjax.step.search import search
 
 
 class Evaluator:
-    """Scores the embedder's current parameters on fixed tasks; the same texts and shapes every time."""
+    """Scores the embedder's current parameters on fixed tasks; the same texts and shapes every
+    time."""
 
     def __init__(self, tasks: Sequence[beir.Task], embedder: Embedder, mesh: Mesh) -> None:
         self.tasks = list(tasks)
         self._embedder = embedder
         self._mesh = mesh
+        # Document vectors of the last evaluation by task, and the parameters they are of.
+        self._vectors: dict[str, np.ndarray] = {}
+        self._of: object = None
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """{task: {"ndcg_at_10", "mrr_at_10", "recall_at_100"}} for the embedder's parameters as they are now."""
+        """{task: {"ndcg_at_10", "mrr_at_10", "recall_at_100"}} for the embedder's parameters as
+        they are now."""
         return {task.name: self._one(task).metrics for task in self.tasks}
 
     def prepare(self) -> None:
@@ -45,7 +50,7 @@ class Evaluator:
         documents = self.tasks[0].documents
         scores_Qk, indices_Qk = search(
             self._embedder.encode(list(queries), "query"),
-            self._embedder.encode(documents, "document"),
+            self._documents(self.tasks[0]),
             top,
             self._mesh,
         )
@@ -60,16 +65,27 @@ class Evaluator:
             for query, scores, indices in zip(queries, scores_Qk, indices_Qk, strict=True)
         ]
 
+    def _documents(self, task: beir.Task) -> np.ndarray:
+        """Document vectors of a task, embedded once for one set of parameters."""
+        if self._of is not self._embedder.params:
+            self._vectors, self._of = {}, self._embedder.params
+        if task.name not in self._vectors:
+            self._vectors[task.name] = self._embedder.encode(task.documents, "document")
+        return self._vectors[task.name]
+
     def _one(self, task: beir.Task) -> retrieve.Evaluation:
         return retrieve.evaluate(
             task,
-            lambda texts, side: self._embedder.encode(texts, side),
+            lambda texts, side: (
+                self._documents(task) if side == "document" else self._embedder.encode(texts, side)
+            ),
             lambda queries, documents, k: search(queries, documents, k, self._mesh),
         )
 
 
 def load_tasks(names: Sequence[str], made: dict[str, Path]) -> list[beir.Task]:
-    """Tasks by their names in a config: `beir:FOLDER`, or a name in `made` (folders that the run made itself).
+    """Tasks by their names in a config: `beir:FOLDER`, or a name in `made` (folders that the run
+    made itself).
 
     Raises DataError as `beir.load_task` does.
     """

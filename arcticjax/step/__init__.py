@@ -1,1 +1,1 @@
-"""Pure builders of the compiled programs: train step, encode, search; the state and the optimiser."""
+"""Pure builders of the compiled programs: train step, encode, search; state and optimiser."""

@@ -5,6 +5,7 @@ The one path by which evaluation, mining, export checks and users embed text.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -39,7 +40,8 @@ def templates(contract: TextContract, tokenizer: TextTokenizer) -> dict[Side, as
 class Embedder:
     """Encodes texts with one set of parameters on one mesh.
 
-    rows: rows of the longest cap that a device encodes at once. `params` may be replaced at any time (training does).
+    rows: rows of the longest cap that a device encodes at once. `params` may be replaced at any
+    time (training does).
     """
 
     def __init__(
@@ -70,8 +72,9 @@ class Embedder:
     ) -> np.ndarray:
         """Unit vectors, float32 [texts, D], in the order given.
 
-        prompt: the side the texts stand on, which decides prompt and cap. dimension: keep the first so many values and
-        normalise again (Matryoshka). Every process of a run must make the same call.
+        prompt: the side the texts stand on, which decides prompt and cap. dimension: keep the first
+        so many values and normalise again (Matryoshka). Every process of a run must make the same
+        call.
         """
         if prompt not in self._templates:
             raise ValueError(f"prompt: {prompt!r} is neither 'query' nor 'document'")
@@ -93,7 +96,8 @@ class Embedder:
 
     @staticmethod
     def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Cosine of every row of `a` with every row of `b`, for rows of unit length; float32 [len(a), len(b)]."""
+        """Cosine of every row of `a` with every row of `b`, for rows of unit length; float32
+        [len(a), len(b)]."""
         return np.asarray(a, np.float32) @ np.asarray(b, np.float32).T
 
     def _packed(self, texts: list[str], template: assemble.Template) -> np.ndarray:
@@ -111,9 +115,7 @@ class Embedder:
         by_row = np.argsort(row_of, kind="stable")
         first_of_block = np.searchsorted(row_of[by_row], np.arange(0, used + block, block))
         pending = []
-        for number, (begin, end) in enumerate(
-            zip(first_of_block[:-1], first_of_block[1:], strict=True)
-        ):
+        for number, (begin, end) in enumerate(itertools.pairwise(first_of_block)):
             chosen = by_row[begin:end]
             if not len(chosen):
                 continue

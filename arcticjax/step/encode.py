@@ -1,4 +1,4 @@
-"""Encoding without gradients: one compiled program that turns rows of texts on every device into embeddings."""
+"""Encoding without gradients: one compiled program from rows of texts to their vectors."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from arcticjax.models.encoder import Encoder
+from arcticjax.models.spec import Pooling
 from arcticjax.parallel.mesh import BATCH, REPLICATED, replicated
 
 
 def make_encode(
-    encoder: Encoder, mesh: Mesh, *, pooling: str, dtype: Any = jnp.float32
+    encoder: Encoder, mesh: Mesh, *, pooling: Pooling, dtype: Any = jnp.float32
 ) -> Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]:
-    """(params, tokens [N, G, S], starts [N, G, K], lengths [N, G, K]) -> float32 [N, G, K, D], whole on every device.
+    """(params, tokens [N, G, S], starts [N, G, K], lengths [N, G, K]) -> float32 [N, G, K, D],
+    whole on every device.
 
     Embeddings have unit length; those of empty slots are zero.
     """

@@ -16,8 +16,9 @@ _UNDECAYED = ("bias", "scale")
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """The learning rate of each step, counted from 0, over `total_steps` steps.
 
-    The first of w warm-up steps uses 1/w of the peak and the w-th the peak itself. Linear and cosine fall from there to
-    `final_fraction` of the peak at `total_steps`; wsd stays at the peak and falls linearly over the last `decay_steps`.
+    The first of w warm-up steps uses 1/w of the peak and the w-th the peak itself. Linear and
+    cosine fall from there to `final_fraction` of the peak at `total_steps`; wsd stays at the peak
+    and falls linearly over the last `decay_steps`.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     last = peak * config.final_fraction
@@ -49,7 +50,8 @@ def decay_mask(params: Any) -> Any:
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW (Loshchilov and Hutter 2017) with decay decoupled and masked."""
+    """Clipping by global norm, then AdamW (Loshchilov and Hutter 2017) with decay decoupled and
+    masked."""
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     return optax.chain(
         *clip,

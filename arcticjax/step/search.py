@@ -33,9 +33,10 @@ def search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k documents of highest inner product for each query.
 
-    Returns scores float32 [Q, min(k, T)], descending, and document indices int32 of the same shape; documents of equal
-    score come in the order of their indices. Memory beside the documents: query_block x tile scores a device. Every
-    process gives the same arrays and gets the whole answer.
+    Returns scores float32 [Q, min(k, T)], descending, and document indices int32 of the same shape;
+    documents of equal score come in the order of their indices. Memory beside the documents:
+    query_block x tile scores a device. Every process gives the same arrays and gets the whole
+    answer.
     """
     total = len(documents_TD)
     k = min(k, total)
@@ -87,7 +88,8 @@ def _program(mesh: Mesh, k: int, tile: int):
             )
             indices = device * share + step * tile + jnp.arange(tile, dtype=jnp.int32)
             scores_BT = jnp.where(indices < total, scores_BT, -jnp.inf)
-            # Earlier tiles stand first and top_k is stable: equal scores keep the order of their indices.
+            # Earlier tiles stand first and top_k is stable: equal scores keep the order of their
+            # indices.
             scores = jnp.concatenate([best[0], scores_BT], axis=1)
             places = jnp.concatenate([best[1], jnp.broadcast_to(indices, scores_BT.shape)], axis=1)
             scores, chosen = jax.lax.top_k(scores, keep)
@@ -103,7 +105,8 @@ def _program(mesh: Mesh, k: int, tile: int):
         scores, places = (jax.lax.all_gather(one, AXES, axis=1, tiled=True) for one in best)
         scores, chosen = jax.lax.top_k(scores, k)
         places = jnp.take_along_axis(places, chosen, axis=1)
-        # Every device now holds the same values, which the type system cannot know: device 0's are the answer.
+        # Every device now holds the same values, which the type system cannot know: device 0's are
+        # the answer.
         return scores[None], places[None]
 
     mapped = jax.shard_map(

@@ -1,13 +1,14 @@
-"""The training step: encode, gather, contrast, update; one compiled program for every batch of a run.
+"""The training step: encode, gather, contrast, update; one compiled program for a whole run.
 
-Encoder, loss and both passes run in one `shard_map` over the mesh. Parameters are cast to device-varying once, before
-the loops, and gradients are reduced once, after them; otherwise every layer of every microbatch would get its own
-all-reduce. The collectives of a step: one all-gather of documents and its reduce-scatter, one (combined) all-reduce of
-gradients, scalars.
+Encoder, loss and both passes run in one `shard_map` over the mesh. Parameters are cast to
+device-varying once, before the loops, and gradients are reduced once, after them; otherwise every
+layer of every microbatch would get its own all-reduce. The collectives of a step: one all-gather of
+documents and its reduce-scatter, one (combined) all-reduce of gradients, scalars.
 
-Two passes make memory independent of the batch (Gao et al. 2021, arXiv 2101.06983): the first encodes all microbatches
-and keeps only embeddings; the loss gives the gradient of each embedding; the second encodes again, with gradients. A
-step runs as many microbatches as its fullest device needs, so one static shape serves all sources.
+Two passes make memory independent of the batch (Gao et al. 2021, arXiv 2101.06983): the first
+encodes all microbatches and keeps only embeddings; the loss gives the gradient of each embedding;
+the second encodes again, with gradients. A step runs as many microbatches as its fullest device
+needs, so one static shape serves all sources.
 """
 
 from __future__ import annotations
@@ -46,14 +47,15 @@ def make_gradient(
 ) -> Callable[[Any, Batch], tuple[Any, Metrics]]:
     """(params, batch) -> (gradients of the mean loss over the global batch, metrics).
 
-    The batch is as `arcticjax.data.pipeline.HostBatch.arrays`, global, axis 0 = all N devices. dtype: of activations
-    and matrix products; parameters, gradients, statistics, pooling and loss are float32.
+    The batch is as `arcticjax.data.pipeline.HostBatch.arrays`, global, axis 0 = all N devices.
+    dtype: of activations and matrix products; parameters, gradients, statistics, pooling and loss
+    are float32.
     """
 
     def embed(params: Any, rows: Batch) -> jax.Array:
         vectors_GKD = encoder.embed(
-            params, rows["tokens"], rows["starts"], rows["lengths"], pooling=pooling, dtype=dtype
-        )
+            params, rows["tokens"], rows["starts"], rows["lengths"], pooling=pooling, dtype=dtype  # pyright: ignore[reportArgumentType]
+        )  # fmt: skip
         return vectors_GKD.reshape(-1, vectors_GKD.shape[-1])
 
     def contrast(vectors_TD: jax.Array, batch: Batch) -> tuple[jax.Array, infonce.LossSums]:
@@ -84,9 +86,19 @@ def make_gradient(
 
         def second_pass(microbatch: jax.Array, gradients: Any) -> Any:
             rows = rows_of(microbatch)
-            _, pull = jax.vjp(lambda params: embed(params, rows), varying)
+            # The token table is by far the largest parameter and a microbatch touches few of its
+            # rows: differentiate with respect to the rows it looks up, and add only those.
+            tokens, looked_up = rows["tokens"].reshape(-1), _token_table(varying)
+            small = _with_token_table(varying, looked_up[tokens])
+            places = {**rows, "tokens": jnp.arange(tokens.size).reshape(rows["tokens"].shape)}
+            _, pull = jax.vjp(lambda params: embed(params, places), small)
             wanted = cotangents_TD.at[rows["places"].reshape(-1)].get(mode="fill", fill_value=0)
-            return jax.tree.map(jnp.add, gradients, pull(wanted)[0])
+            found = pull(wanted)[0]
+            table = _token_table(gradients).at[tokens].add(_token_table(found))
+            rest = jax.tree.map(
+                jnp.add, _with_token_table(gradients, None), _with_token_table(found, None)
+            )
+            return _with_token_table(rest, table)
 
         empty_TD = jnp.zeros((shapes.texts, encoder.spec.hidden_size), jnp.float32)
         vectors_TD = jax.lax.fori_loop(
@@ -114,6 +126,14 @@ def make_gradient(
     )
 
 
+def _token_table(params: Any) -> Any:
+    return params["embeddings"]["token"]
+
+
+def _with_token_table(params: Any, table: Any) -> Any:
+    return {**params, "embeddings": {**params["embeddings"], "token": table}}
+
+
 def make_train_step(
     gradient: Callable[[Any, Batch], tuple[Any, Metrics]],
     optimizer: optax.GradientTransformation,
@@ -121,7 +141,8 @@ def make_train_step(
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
     """(state, batch) -> (state, metrics), to be jitted with the state donated.
 
-    A gradient that is not finite leaves parameters and optimiser as they were and is reported as `finite` = False.
+    A gradient that is not finite leaves parameters and optimiser as they were and is reported as
+    `finite` = False.
     """
 
     def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:

@@ -19,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Trains as the config says; returns 0. Errors are `arcticjax.errors.ArcticError`."""
     parser = _Parser(
         prog="python -m arcticjax.train",
-        description="Train a text embedding model. The same command again resumes the run, or reports a finished one.",
+        description="Train a text embedding model. The same command again resumes the run, or "
+        "reports a finished one.",
         epilog=f"Fields of the config:\n\n{configs.describe()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -31,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="replace a field of the config, for example optimizer.learning_rate=1e-4; may be repeated",
+        help="replace a field of the config, for example optimizer.learning_rate=1e-4; may be "
+        "repeated",
     )
     parser.add_argument(
         "--print-config", action="store_true", help="print the complete config and stop"

@@ -61,11 +61,13 @@ class Loop:
     _clock: float = 0.0
 
     def run(self, state: states.State, start: int) -> states.State:
-        """The state after the last step. Raises NumericsError, or Preempted once a stop signal's save is done."""
+        """The state after the last step. Raises NumericsError, or Preempted once a stop signal's
+        save is done."""
         setup, config = self.setup, self.setup.config
         last = setup.total_steps
         late: tuple[pipeline.HostBatch, dict[str, jax.Array]] | None = None
-        # Several devices of one CPU share its threads: steps in flight wait for one another until a rendezvous times out.
+        # Several devices of one CPU share its threads: steps in flight wait for one another until a
+        # rendezvous times out.
         block = jax.default_backend() == "cpu" and jax.local_device_count() > 1
         self._clock = time.monotonic()
         with _stop_signal() as stopped:
@@ -96,7 +98,8 @@ class Loop:
                 if stop and step < last:
                     self.store.wait()
                     raise errors.Preempted(
-                        f"asked to stop: saved step {step} of {last} in {self.directory}; the same command resumes"
+                        f"asked to stop: saved step {step} of {last} in {self.directory}; the same "
+                        "command resumes"
                     )
                 if late is None:
                     self._clock = time.monotonic()  # evaluating and saving are not the steps' time
@@ -106,7 +109,8 @@ class Loop:
     def _batches(
         self, start: int, stop: int
     ) -> Iterator[tuple[pipeline.HostBatch, dict[str, jax.Array]]]:
-        """Batches on the devices, each sent while the step before runs; counts the time spent waiting for data."""
+        """Batches on the devices, each sent while the step before runs; counts the time spent
+        waiting for data."""
         data = self.setup.config.data
         hosts = pipeline.batches(
             self.setup.builder, start, stop, threads=data.threads, prefetch=data.prefetch
@@ -156,7 +160,8 @@ class Loop:
         self.store.save(step, state, meta)
 
     def _fail(self, host: pipeline.HostBatch, values: dict[str, Any]) -> None:
-        """Records which pairs made a step not finite, and stops the run; the weights are those of the step before."""
+        """Records which pairs made a step not finite, and stops the run; the weights are those of
+        the step before."""
         step = host.step + 1
         file = self.directory / f"nonfinite_step_{step}.json"
         records = np.sort(host.drawn.records).tolist()
@@ -169,9 +174,10 @@ class Loop:
             )
         shown = ", ".join(map(str, records[:8])) + (", ..." if len(records) > 8 else "")
         raise errors.NumericsError(
-            f"step {step}: loss {values['loss']} with gradient norm {values['gradient_norm']} is not finite; source "
-            f"{host.source!r}, records {shown} (all in {file}). The update was not applied. Try a lower "
-            "optimizer.learning_rate, a higher loss.temperature or train.precision: float32"
+            f"step {step}: loss {values['loss']} with gradient norm {values['gradient_norm']} is "
+            f"not finite; source {host.source!r}, records {shown} (all in {file}). The update was "
+            "not applied. Try a lower optimizer.learning_rate, a higher loss.temperature or "
+            "train.precision: float32"
         )
 
 

@@ -1,4 +1,7 @@
-"""A training run from start to finish: claim the directory, prepare, resume or begin, train, evaluate, export."""
+"""A training run from start to finish.
+
+Claim the directory, prepare, resume or begin, train, evaluate, export.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +48,8 @@ _FREE = (
 def run(config: RunConfig) -> result.Result:
     """Trains as `config` says and returns what `result.json` holds.
 
-    A run that was stopped goes on from its last good checkpoint; a finished one is only reported. Raises an
-    ArcticError, whose exit codes are part of the command line's contract.
+    A run that was stopped goes on from its last good checkpoint; a finished one is only reported.
+    Raises an ArcticError, whose exit codes are part of the command line's contract.
     """
     began = time.monotonic()
     distributed.start(config.mesh.platform, config.mesh.policy)
@@ -135,7 +138,8 @@ def _compile(ready: setup.Setup, state: states.State) -> Any:
 
 
 def _check_unchanged(config: RunConfig, directory: Path) -> None:
-    """Refuses a config that differs from the directory's in a field that decides what is learned."""
+    """Refuses a config that differs from the directory's in a field that decides what is
+    learned."""
     file = directory / "config.yaml"
     if not file.exists():
         return
@@ -158,14 +162,15 @@ def _check_data(before: Mapping[str, Any], now: Mapping[str, Any], directory: Pa
     """Refuses to resume on other data than the checkpoint was trained on."""
     if before["data_fingerprint"] != now["data_fingerprint"]:
         raise errors.ConfigError(
-            f"{directory}: the data changed since the run began: fingerprint {before['data_fingerprint']} in the "
-            f"checkpoint, {now['data_fingerprint']} now (data.sources, data.docstrings). Restore the old files to "
-            "resume, or give another run.directory to begin a new run"
+            f"{directory}: the data changed since the run began: fingerprint "
+            f"{before['data_fingerprint']} in the checkpoint, {now['data_fingerprint']} now "
+            "(data.sources, data.docstrings). Restore the old files to resume, or give another "
+            "run.directory to begin a new run"
         )
     if before["model"] != now["model"]:
         raise errors.ConfigError(
-            f"{directory}: the initial model changed since the run began: {before['model']} in the checkpoint, "
-            f"{now['model']} now (model.init)"
+            f"{directory}: the initial model changed since the run began: {before['model']} in the "
+            f"checkpoint, {now['model']} now (model.init)"
         )
 
 
@@ -208,11 +213,12 @@ def _announce(ready: setup.Setup, report: Report, start: int) -> list[dict[str, 
         f"{spec.parameter_count(with_pooler=False):,} parameters, {ready.contract.pooling} pooling"
     )
     report.note(
-        f"data     {len(ready.data.views)} sources, {sum(map(len, ready.data.views)):,} pairs: {sizes}"
+        f"data     {len(ready.data.views)} sources, {sum(map(len, ready.data.views)):,} pairs: "
+        f"{sizes}"
     )
     report.note(
-        f"devices  {shapes.devices} x {devices.device_kind} ({devices.platform}), {jax.process_count()} process(es), "
-        f"{config.train.precision}"
+        f"devices  {shapes.devices} x {devices.device_kind} ({devices.platform}), "
+        f"{jax.process_count()} process(es), {config.train.precision}"
     )
     report.note(
         f"steps    {start} of {ready.total_steps} done, {config.train.global_batch} pairs a step "
@@ -224,7 +230,8 @@ def _announce(ready: setup.Setup, report: Report, start: int) -> list[dict[str, 
 
 
 def _export(ready: setup.Setup, state: states.State, directory: Path, report: Report) -> str | None:
-    """Writes and certifies the sentence-transformers folder; the path, or None where it is not wanted."""
+    """Writes and certifies the sentence-transformers folder; the path, or None where it is not
+    wanted."""
     if not ready.config.export.enabled:
         return None
     target = directory / "export"
@@ -238,7 +245,8 @@ def _export(ready: setup.Setup, state: states.State, directory: Path, report: Re
     )
     if checked is not None:
         report.note(
-            f"export   {target}: read back by {checked.reader}, vectors differ by {checked.max_difference:.1e} at most"
+            f"export   {target}: read back by {checked.reader}, vectors differ by "
+            f"{checked.max_difference:.1e} at most"
         )
     return str(target)
 
@@ -257,7 +265,8 @@ def _demo(ready: setup.Setup) -> list[str]:
 def _close(
     ready: setup.Setup, report: Report, outcome: result.Result, demo: list[str], directory: Path
 ) -> None:
-    """Writes the result and shows it: scores before and after, answers to the demo queries, plots."""
+    """Writes the result and shows it: scores before and after, answers to the demo queries,
+    plots."""
     config = ready.config
     if config.report.plots:
         report.note(f"plot     {plots.plot_run(directory)}")

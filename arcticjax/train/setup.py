@@ -1,4 +1,7 @@
-"""Everything a training run needs before its first step, built from its config and checked before anything compiles."""
+"""Everything a training run needs before its first step.
+
+It is built from the run's config and checked before anything compiles.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +31,12 @@ from arcticjax.step import state as states
 from arcticjax.step import train as steps
 from arcticjax.step.embedder import Embedder, templates
 
-# Token slots of a microbatch at most, where train.microbatch is left out: what keeps a platform's matrix units busy.
+# Token slots of a microbatch at most, where train.microbatch is left out: what keeps a platform's
+# matrix units busy.
 _MICROBATCH_TOKENS = {"cpu": 2048}
 _MICROBATCH_TOKENS_ELSEWHERE = 16384
-# What a tokenizer consists of; copied into the run so that it stays complete without the model it started from.
+# What a tokenizer consists of; copied into the run so that it stays complete without the model it
+# started from.
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -45,7 +50,8 @@ _TOKENIZER_FILES = (
 class Setup:
     """The parts of a run, ready to train.
 
-    total_steps: of the whole run; encoder, start: the model and what it starts from; builder: batches by step.
+    total_steps: of the whole run; encoder, start: the model and what it starts from; builder:
+    batches by step.
     """
 
     config: RunConfig
@@ -82,6 +88,7 @@ class Setup:
                 "spec": self.start.spec.to_hf(),
                 "name": self.start.name,
                 "sha256": self.start.sha256,
+                "tokenizer_sha256": self.tokenizer.sha256,
             },
             "contract": self.contract.to_dict(),
             "data_fingerprint": self.data.fingerprint,
@@ -91,13 +98,15 @@ class Setup:
 
 
 def prepare(config: RunConfig, mesh: Mesh) -> Setup:
-    """Loads the model, opens the data and builds the programs; raises an ArcticError for whatever does not fit."""
+    """Loads the model, opens the data and builds the programs; raises an ArcticError for whatever
+    does not fit."""
     devices = mesh.devices.size
     batch = config.train.global_batch
     if batch % devices:
         raise errors.ConfigError(
-            f"train.global_batch: {batch} pairs do not divide among {devices} devices; take a multiple of {devices}, "
-            f"such as {layout.round_up(batch, devices)}, or fewer devices (mesh.data)"
+            f"train.global_batch: {batch} pairs do not divide among {devices} devices; take a "
+            f"multiple of {devices}, such as {layout.round_up(batch, devices)}, or fewer devices "
+            "(mesh.data)"
         )
     start = _start(config)
     tokenizer = TextTokenizer.from_file(start.tokenizer_file)
@@ -201,8 +210,8 @@ def _start(config: RunConfig) -> Pretrained:
     tokenizer = TextTokenizer.from_file(Path(model.tokenizer))
     if tokenizer.vocab_size > start.spec.vocab_size:
         raise errors.ConfigError(
-            f"model.tokenizer: {tokenizer.file} has {tokenizer.vocab_size} tokens, but {model.init} has a token table "
-            f"of {start.spec.vocab_size} rows: it does not match the weights; leave model.tokenizer out to take the "
-            "one beside the weights"
+            f"model.tokenizer: {tokenizer.file} has {tokenizer.vocab_size} tokens, but "
+            f"{model.init} has a token table of {start.spec.vocab_size} rows: it does not match "
+            "the weights; leave model.tokenizer out to take the one beside the weights"
         )
     return dataclasses.replace(start, tokenizer_file=tokenizer.file)

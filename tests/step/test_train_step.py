@@ -1,4 +1,7 @@
-"""The training step against a plain one: padded texts, the whole score matrix, one device, automatic gradients."""
+"""The training step against a plain one.
+
+The plain one: padded texts, the whole score matrix, one device, automatic gradients.
+"""
 
 import re
 
@@ -31,7 +34,8 @@ def params(encoder):
 
 
 def plain(encoder, params, builder, step):
-    """Loss and gradient by the definition: every pair's texts padded, each distinct document once, all scores."""
+    """Loss and gradient by the definition: every pair's texts padded, each distinct document once,
+    all scores."""
     drawn = builder.draw.at(step)
     view = builder.views[drawn.source]
     queries, documents = view.read(drawn.records)
@@ -128,7 +132,8 @@ def test_bfloat16_stays_near_float32(encoder, params):
 
 
 def collectives(text: str) -> dict[tuple[str, bool], int]:
-    """Counts the collectives of a compiled program: (operation, whether a loop reaches it) -> number."""
+    """Counts the collectives of a compiled program: (operation, whether a loop reaches it) ->
+    number."""
     bodies: dict[str, list[str]] = {}
     name = ""
     for line in text.splitlines():
@@ -162,7 +167,8 @@ def collectives(text: str) -> dict[tuple[str, bool], int]:
 
 
 def test_the_list_of_collectives(encoder, params):
-    """Documents once out and once back, labels once out, the rest reduced; nothing inside a loop."""
+    """Documents once out and once back, labels once out, the rest reduced; nothing inside a
+    loop."""
     mesh = meshes.make_mesh(8)
     builder = tiny.builder(8)
     with jax.set_mesh(mesh):

@@ -104,7 +104,7 @@ def test_a_folder_becomes_a_folder(tmp_path):
     main(["--checkpoint", str(source), "--output", str(tmp_path / "out")])
     for name in ("model.safetensors", "tokenizer.json", "arcticjax.json", "modules.json"):
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
-    with pytest.raises(ConfigError, match="--step"):
+    with pytest.raises(ConfigError, match="step: "):
         main(["--checkpoint", str(source), "--output", str(tmp_path / "x"), "--step", "1"])
     with pytest.raises(ConfigError, match="the checkpoint itself"):
         main(["--checkpoint", str(source), "--output", str(source)])

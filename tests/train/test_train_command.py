@@ -1,4 +1,7 @@
-"""The training command on a tiny model: from a config file to scores, plots, an export, and back after a stop."""
+"""The training command on a tiny model.
+
+From a config file to scores, plots, an export, and back after a stop.
+"""
 
 import json
 import os
@@ -19,7 +22,6 @@ from arcticjax.models.pretrained import load_pretrained
 from arcticjax.train import __main__ as command
 from arcticjax.train.loop import Loop
 from tests import tiny
-
 
 # Steps take milliseconds: enough of them to be interrupted in the middle.
 STEPS = 240
@@ -96,7 +98,8 @@ def test_a_run_leaves_what_the_documentation_promises(straight):
     result = json.loads((run / "result.json").read_text())
     assert set(result) == {
         "status", "steps", "pairs", "seconds", "seconds_to_first_step", "pairs_per_second",
-        "tokens_per_second", "fill", "compiled_shapes", "peak_memory_bytes", "evaluations", "export",
+        "tokens_per_second", "fill", "compiled_shapes", "peak_memory_bytes", "evaluations",
+        "export",
     }  # fmt: skip
     assert (result["status"], result["steps"], result["pairs"]) == ("done", STEPS, STEPS * 16)
     assert 0.5 < result["fill"] <= 1
@@ -131,7 +134,8 @@ def test_a_finished_run_is_left_as_it_is(straight):
 
 @pytest.mark.parametrize("kill_at", [30, 130])
 def test_a_killed_run_resumes_bit_for_bit(straight, tmp_path, kill_at):
-    """SIGKILL as soon as `kill_at` steps are reported; the same command then gives the straight run's bits."""
+    """SIGKILL as soon as `kill_at` steps are reported; the same command then gives the straight
+    run's bits."""
     file = tiny.run_config(tmp_path, **LONG)
     process = start(file)
     metrics = tmp_path / "run" / "metrics.jsonl"

@@ -1,0 +1,112 @@
+"""Opens a finished encoder, whatever holds it: a run's checkpoint, a model folder or a hub name."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arcticjax.checkpoint.store import CheckpointStore
+from arcticjax.config.contract import TextContract
+from arcticjax.errors import CheckpointError, ConfigError
+from arcticjax.models.encoder import Encoder
+from arcticjax.models.pretrained import load_pretrained
+from arcticjax.models.spec import ModelSpec, Pooling
+from arcticjax.models.tokenizer import TextTokenizer
+from arcticjax.parallel.mesh import make_mesh, replicate
+from arcticjax.step.embedder import Embedder
+
+# What a run directory calls its checkpoints and the copy of its tokenizer.
+CHECKPOINTS = "checkpoints"
+TOKENIZER = "tokenizer"
+
+
+@dataclass(frozen=True)
+class Source:
+    """An encoder to use or to write: `params` is a nested dict of NumPy float32 arrays, `origin`
+    names it to people."""
+
+    spec: ModelSpec
+    params: dict[str, Any]
+    contract: TextContract
+    tokenizer_folder: Path
+    origin: str
+
+
+def open_source(
+    name: str | os.PathLike[str], *, step: int | None = None, pooling: Pooling | None = None
+) -> Source:
+    """Reads a run directory (at `step`, default the newest good one), a model folder or a hub name.
+
+    `pooling` is for plain Hugging Face folders, which do not state it. A run is only read, also
+    while it goes on. Raises ConfigError for options that do not apply and CheckpointError for
+    damaged or foreign files.
+    """
+    text = os.fspath(name)
+    folder = Path(text).expanduser()
+    # An empty name would be the current folder.
+    if text and (folder / CHECKPOINTS).is_dir():
+        if pooling is not None:
+            raise ConfigError(f"pooling: {text} is a run, which states its pooling; leave it out")
+        return _open_run(folder, step)
+    if step is not None:
+        raise ConfigError(f"step: {text} is not a run directory (no {CHECKPOINTS}/ in it)")
+    loaded = load_pretrained(text, pooling=pooling)
+    return Source(
+        spec=loaded.spec,
+        params=loaded.params,
+        contract=loaded.contract,
+        tokenizer_folder=loaded.tokenizer_file.parent,
+        origin=text,
+    )
+
+
+def make_embedder(source: Source) -> Embedder:
+    """The encoder on every device, in float32: the path that training evaluates with."""
+    mesh = make_mesh()
+    return Embedder(
+        Encoder(source.spec),
+        replicate(mesh, source.params),
+        TextTokenizer.from_file(source.tokenizer_folder),
+        source.contract,
+        mesh,
+    )
+
+
+def load(
+    name: str | os.PathLike[str], *, step: int | None = None, pooling: Pooling | None = None
+) -> Embedder:
+    """An encoder ready to embed texts; see `open_source` for what it accepts and raises."""
+    return make_embedder(open_source(name, step=step, pooling=pooling))
+
+
+def _open_run(run: Path, step: int | None) -> Source:
+    store = CheckpointStore(run / CHECKPOINTS)
+    if step is None:
+        # Settled once: a run that is still going may save between the two reads below.
+        step = store.newest()
+        if step is None:
+            raise CheckpointError(f"{run}: no checkpoint has been saved yet; let the run save one")
+    meta = store.read_meta(step)
+    try:
+        stored = meta["model"]["spec"], meta["contract"]
+    except (KeyError, TypeError):
+        raise CheckpointError(
+            f"{run}: checkpoint {step} does not say its model and text contract; it was not "
+            f"written by arcticjax.train of this version"
+        ) from None
+    contract = TextContract.from_dict(stored[1])
+    expected = meta["model"].get("tokenizer_sha256")
+    if expected is not None and TextTokenizer.from_file(run / TOKENIZER).sha256 != expected:
+        raise CheckpointError(
+            f"{run / TOKENIZER}: is not the tokenizer that checkpoint {step} was trained with; "
+            f"put back the one with SHA-256 {expected}"
+        )
+    return Source(
+        spec=ModelSpec.from_hf(stored[0], pooling=contract.pooling),
+        params=store.restore_params(step),
+        contract=contract,
+        tokenizer_folder=run / TOKENIZER,
+        origin=f"{run} at step {step}",
+    )

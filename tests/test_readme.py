@@ -1,0 +1,76 @@
+"""The front door says what works: its commands are those that CI runs, its fields exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from arcticjax import errors
+from arcticjax.config import RunConfig, load_config
+from arcticjax.config.fields import describe
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+COMMANDS = (
+    "pip install uv && uv run python -m arcticjax.train --config configs/quickstart.yaml",
+    "pip install uv && uv run --group test pytest",
+)
+FIELDS = set(re.findall(r"^  ([a-z_]+(?:\.[A-Za-z_0-9]+)+):", describe(), re.MULTILINE))
+FILE_ENDINGS = (".safetensors", ".log", ".lock")
+SECTIONS = set(RunConfig.model_fields)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_ci_runs_the_two_commands_as_typed(command):
+    for file in ("README.md", ".ci/run"):
+        assert command in (ROOT / file).read_text().splitlines(), file
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda f: f.name)
+def test_every_config_loads(file):
+    load_config(file)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_field_on_a_page_exists(page):
+    """Dotted paths in code spans and after --set, and whole YAML blocks."""
+    text = page.read_text()
+    spans = re.findall(r"`([a-z_]+(?:\.[a-z_0-9]+)+)(?::[^`]*)?`", text)
+    spans += re.findall(r"--set ([a-z_]+(?:\.[a-z_0-9]+)+)=", text)
+    for span in spans:
+        if span.partition(".")[0] in SECTIONS and not span.endswith(FILE_ENDINGS):
+            assert re.sub(r"\.\d+(?=\.|$)", ".N", span) in FIELDS, span
+    for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
+        for path in _paths(yaml.safe_load(block)):
+            assert path in FIELDS, path
+
+
+def test_the_yaml_of_the_readme_is_a_config(tmp_path):
+    [block] = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(block)
+    assert len(load_config(tmp_path / "mine.yaml").data.sources) == 2
+
+
+def test_every_exit_code_is_documented():
+    table = (ROOT / "docs" / "exit_codes.md").read_text()
+    for error in errors.ArcticError.__subclasses__():
+        assert re.search(rf"^\| {error.exit_code} \|.*`{error.__name__}`", table, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).is_file(), target
+
+
+def _paths(value, path=""):
+    """Dotted paths of the leaves of a config; list places of mappings are N."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _paths(inner, f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        for inner in value:
+            yield from _paths(inner, f"{path}.N")
+    else:
+        yield path
