@@ -28,11 +28,19 @@ class AsyncWriter:
     def __init__(self, before_commit: Callable[[], None]) -> None:
         import orbax.checkpoint as ocp  # seconds to import: only runs that save pay
 
+        # Replicas of one process would be cut up by small programs compiled at every first save,
+        # and written by the same process all the same.
+        arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=jax.process_count() > 1)
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
                 **{
                     # Trained floats hardly compress (8 %), and so their size is known before.
-                    STATE: ocp.PyTreeCheckpointHandler(use_compression=False),
+                    STATE: ocp.PyTreeCheckpointHandler(
+                        use_compression=False,
+                        type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+                            (jax.Array, arrays)
+                        ),
+                    ),
                     META: ocp.JsonCheckpointHandler(META_FILE),
                 }
             ),

@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 from arcticjax.data.layout import Shapes
 from arcticjax.losses import infonce
 from arcticjax.models.encoder import Encoder
+from arcticjax.models.spec import Pooling
 from arcticjax.parallel.mesh import AXES, BATCH, REPLICATED
 from arcticjax.step.state import State
 
@@ -40,7 +41,7 @@ def make_gradient(
     shapes: Shapes,
     mesh: Mesh,
     *,
-    pooling: str,
+    pooling: Pooling,
     temperature: float,
     tile: int,
     dtype: Any = jnp.float32,
@@ -54,8 +55,8 @@ def make_gradient(
 
     def embed(params: Any, rows: Batch) -> jax.Array:
         vectors_GKD = encoder.embed(
-            params, rows["tokens"], rows["starts"], rows["lengths"], pooling=pooling, dtype=dtype  # pyright: ignore[reportArgumentType]
-        )  # fmt: skip
+            params, rows["tokens"], rows["starts"], rows["lengths"], pooling=pooling, dtype=dtype
+        )
         return vectors_GKD.reshape(-1, vectors_GKD.shape[-1])
 
     def contrast(vectors_TD: jax.Array, batch: Batch) -> tuple[jax.Array, infonce.LossSums]:

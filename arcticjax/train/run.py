@@ -170,7 +170,7 @@ def _check_data(before: Mapping[str, Any], now: Mapping[str, Any], directory: Pa
     if before["model"] != now["model"]:
         raise errors.ConfigError(
             f"{directory}: the initial model changed since the run began: {before['model']} in the "
-            f"checkpoint, {now['model']} now (model.init)"
+            f"checkpoint, {now['model']} now (model.init, model.tokenizer)"
         )
 
 

@@ -38,7 +38,6 @@ _MICROBATCH_TOKENS_ELSEWHERE = 16384
 # What a tokenizer consists of; copied into the run so that it stays complete without the model it
 # started from.
 _TOKENIZER_FILES = (
-    "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -183,8 +182,9 @@ def prepare(config: RunConfig, mesh: Mesh) -> Setup:
 
 
 def copy_tokenizer(tokenizer_file: Path, target: Path) -> None:
-    """Copies the files of a tokenizer into `target`."""
+    """Copies a tokenizer into `target` as tokenizer.json, with what Hugging Face keeps beside it."""
     target.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(tokenizer_file, target / "tokenizer.json")
     for name in _TOKENIZER_FILES:
         file = tokenizer_file.with_name(name)
         if file.is_file():

@@ -19,6 +19,7 @@ from arcticjax import errors
 from arcticjax.checkpoint.store import CheckpointStore
 from arcticjax.config import load_config
 from arcticjax.models.pretrained import load_pretrained
+from arcticjax.models.tokenizer import TextTokenizer
 from arcticjax.train import __main__ as command
 from arcticjax.train.loop import Loop
 from tests import tiny
@@ -26,6 +27,8 @@ from tests import tiny
 # Steps take milliseconds: enough of them to be interrupted in the middle.
 STEPS = 240
 LONG = {"train.total_steps": STEPS, "checkpoint.save_every_steps": 40}
+# Reading an export back imports torch, which takes longer than all the rest: one test does it.
+BARE = {"export.enabled": False}
 
 
 def train(file, *sets: str) -> None:
@@ -89,7 +92,7 @@ def straight(tmp_path_factory):
 def short(tmp_path_factory):
     """Eight steps on one device."""
     folder = tmp_path_factory.mktemp("short")
-    train(tiny.run_config(folder))
+    train(tiny.run_config(folder, **BARE))
     return folder
 
 
@@ -122,6 +125,8 @@ def test_a_run_leaves_what_the_documentation_promises(straight):
     exported = load_pretrained(run / "export")
     assert exported.contract.pooling == "mean"
     assert same(exported.params, weights(straight))
+    model = CheckpointStore(run / "checkpoints").read_meta()["model"]
+    assert model["tokenizer_sha256"] == TextTokenizer.from_file(run / "tokenizer").sha256
     assert json.loads((run / "export" / "certificate.json").read_text())["passed"]
 
 
@@ -136,7 +141,7 @@ def test_a_finished_run_is_left_as_it_is(straight):
 def test_a_killed_run_resumes_bit_for_bit(straight, tmp_path, kill_at):
     """SIGKILL as soon as `kill_at` steps are reported; the same command then gives the straight
     run's bits."""
-    file = tiny.run_config(tmp_path, **LONG)
+    file = tiny.run_config(tmp_path, **LONG, **BARE)
     process = start(file)
     metrics = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None:
@@ -152,7 +157,7 @@ def test_a_killed_run_resumes_bit_for_bit(straight, tmp_path, kill_at):
 
 
 def test_a_terminated_run_saves_exits_42_and_resumes_bit_for_bit(straight, tmp_path):
-    file = tiny.run_config(tmp_path, **LONG | {"checkpoint.save_every_steps": 1000})
+    file = tiny.run_config(tmp_path, **LONG | BARE | {"checkpoint.save_every_steps": 1000})
     process = start(file)
     metrics = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None:
@@ -168,13 +173,13 @@ def test_a_terminated_run_saves_exits_42_and_resumes_bit_for_bit(straight, tmp_p
 
 
 def test_eight_devices_give_the_run_of_one(short, tmp_path):
-    finish(start(tiny.run_config(tmp_path, **{"mesh.data": 8}), devices=8))
+    finish(start(tiny.run_config(tmp_path, **{"mesh.data": 8}, **BARE), devices=8))
     close(losses(short), losses(tmp_path))
 
 
 def test_two_processes_of_two_devices_give_the_run_of_one(short, tmp_path):
     """Both on loopback; only process 0 writes and talks."""
-    file = tiny.run_config(tmp_path, **{"mesh.data": "auto"})
+    file = tiny.run_config(tmp_path, **{"mesh.data": "auto"}, **BARE)
     port = 20000 + os.getpid() % 20000
     processes = [
         start(
@@ -223,7 +228,13 @@ def test_nothing_compiles_between_the_first_step_and_the_last(tmp_path, monkeypa
 
     monkeypatch.setattr(Loop, "run", run)
     jax.monitoring.register_event_duration_secs_listener(listen)
-    train(tiny.run_config(tmp_path, **{"evaluation.every_steps": 2, "mesh.data": 2}))
+    train(
+        tiny.run_config(
+            tmp_path,
+            **{"evaluation.every_steps": 2, "mesh.data": 2},
+            **BARE,
+        )
+    )
     assert compiled == []
 
 
