@@ -241,7 +241,7 @@ def _export(ready: setup.Setup, state: states.State, directory: Path, report: Re
         params=jax.device_get(state["params"]),
         tokenizer_folder=directory / "tokenizer",
         contract=ready.contract,
-        embed=ready.embedder.encode,
+        embed=ready.exact_embedder(state["params"]).encode,
     )
     if checked is not None:
         report.note(

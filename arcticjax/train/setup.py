@@ -80,6 +80,10 @@ class Setup:
         """The state before the first step, on the mesh."""
         return states.init_state(self.start.params, self.optimizer, self.mesh)
 
+    def exact_embedder(self, params: Any) -> Embedder:
+        """An embedder of these parameters in float32, whatever the run computes in: for exports."""
+        return Embedder(self.encoder, params, self.tokenizer, self.contract, self.mesh)
+
     def meta(self) -> dict[str, Any]:
         """What a checkpoint says of itself beside its arrays."""
         return {
@@ -182,7 +186,7 @@ def prepare(config: RunConfig, mesh: Mesh) -> Setup:
 
 
 def copy_tokenizer(tokenizer_file: Path, target: Path) -> None:
-    """Copies a tokenizer into `target` as tokenizer.json, with what Hugging Face keeps beside it."""
+    """Copies a tokenizer into `target` as tokenizer.json, with what belongs to it beside."""
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(tokenizer_file, target / "tokenizer.json")
     for name in _TOKENIZER_FILES:

@@ -110,7 +110,7 @@ def test_given_shapes_are_kept():
 
 @pytest.mark.parametrize("row_length", [24, 44])
 def test_a_row_length_that_does_not_fit_is_refused(row_length):
-    with pytest.raises(errors.ConfigError, match="data.row_length"):
+    with pytest.raises(errors.ConfigError, match=r"data\.row_length"):
         choose(row_length=row_length)
 
 

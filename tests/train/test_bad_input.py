@@ -91,7 +91,9 @@ def test_a_batch_larger_than_a_source(folder):
 
 def test_a_batch_that_devices_do_not_divide(folder):
     file = tiny.run_config(folder, **{"mesh.data": 3})
-    fails(file, errors.ConfigError, "train.global_batch: 16 pairs do not divide among 3 devices")
+    fails(file, errors.ConfigError, "train.global_batch: 16 pairs .* mesh.data = 3 devices")
+    file = tiny.run_config(folder, **{"mesh.data": "auto", "train.global_batch": 12})
+    fails(file, errors.ConfigError, "train.global_batch: 12 pairs do not divide among 8 devices")
 
 
 def test_more_devices_than_there_are(folder):

@@ -250,8 +250,9 @@ def test_an_epoch_is_the_default_length(tmp_path):
     assert sorted(sources) == ["a"] * 6 + ["b"] * 4  # 96 and 64 pairs in batches of 16
 
 
-def test_the_first_layers_can_be_kept(tmp_path):
-    train(tiny.run_config(tmp_path, **{"model.keep_layers": 1}), "train.total_steps=3")
+def test_the_first_layers_can_be_kept_and_bfloat16_exports_exactly(tmp_path):
+    changes = {"model.keep_layers": 1, "train.precision": "bfloat16"}
+    train(tiny.run_config(tmp_path, **changes), "train.total_steps=3")
     assert load_pretrained(tmp_path / "run" / "export").spec.num_layers == 1
 
 
@@ -263,13 +264,15 @@ def test_a_preset_starts_from_random_weights(tmp_path):
         **{
             "model": {"preset": "xs", "tokenizer": str(folder)},
             "evaluation.tasks": [],
-            "train.total_steps": 3,
+            "train.total_steps": 1,
             "optimizer.warmup_steps": 0,
         },
+        **BARE,
     )
     train(file)
-    exported = load_pretrained(tmp_path / "run" / "export")
-    assert (exported.spec.num_layers, exported.contract.pooling) == (6, "cls")
+    meta = CheckpointStore(tmp_path / "run" / "checkpoints").read_meta()
+    assert meta["model"]["spec"]["num_hidden_layers"] == 6
+    assert meta["contract"]["pooling"] == "cls"
 
 
 def test_numbers_that_are_not_finite_stop_the_run_and_name_the_pairs(tmp_path):
