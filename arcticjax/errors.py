@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class ArcticError(Exception):
@@ -53,7 +54,9 @@ class Preempted(ArcticError):
     exit_code = 42
 
 
-def run_cli(main: Callable[[], int | None]) -> None:
+def run_cli(
+    main: Callable[[], int | None], leave: Callable[[int], NoReturn] = sys.exit
+) -> NoReturn:
     """Runs `main` and exits: 0 or its return value, or an `ArcticError`'s exit code with its
     message last on stderr."""
     try:
@@ -69,4 +72,4 @@ def run_cli(main: Callable[[], int | None]) -> None:
             flush=True,
         )
         code = 130
-    sys.exit(code)
+    leave(code)

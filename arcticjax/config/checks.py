@@ -220,6 +220,19 @@ def _task_twice(config: Any) -> Iterator[Problem]:
             yield ("evaluation", "tasks", index), f"{task!r} is listed twice; remove one"
 
 
+def _nothing_to_score(config: Any) -> Iterator[Problem]:
+    evaluation = config.evaluation
+    for name, given in (
+        ("every_steps", evaluation.every_steps is not None),
+        ("demo_queries", bool(evaluation.demo_queries)),
+    ):
+        if given and not evaluation.tasks:
+            yield (
+                ("evaluation", name),
+                "has no effect without evaluation.tasks; add a task or leave it out",
+            )
+
+
 def _docstrings_task(config: Any) -> Iterator[Problem]:
     tasks = config.evaluation.tasks
     if "docstrings" not in tasks:
@@ -267,6 +280,7 @@ _RULES: tuple[Callable[[Any], Iterator[Problem]], ...] = (
     _fsdp,
     _task_names,
     _task_twice,
+    _nothing_to_score,
     _docstrings_task,
     _packages,
 )

@@ -260,9 +260,7 @@ class ExportConfig(_Section):
 
 
 class ReportConfig(_Section):
-    tensorboard: bool = Field(
-        default=False, description="Mirror the metrics to TensorBoard (needs tensorboardX)."
-    )
+    tensorboard: bool = Field(default=False, description="Mirror the metrics to TensorBoard.")
     plots: bool = Field(default=True, description="Draw loss and scores as PNG files.")
 
 

@@ -310,7 +310,10 @@ def _torch_vectors(
 
 
 def _own_vectors(folder: Path, probes: Sequence[Probe]) -> np.ndarray:
-    return probe_vectors(folder_embedder(folder).encode, probes)
+    embedder = folder_embedder(folder)
+    # A run certifies under its own mesh; programs of another one need that one around them.
+    with jax.set_mesh(embedder.mesh):
+        return probe_vectors(embedder.encode, probes)
 
 
 def folder_embedder(folder: Path, **options: Any) -> Embedder:

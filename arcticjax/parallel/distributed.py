@@ -89,9 +89,12 @@ def start(platform: str = "auto", policy: str = "required") -> None:
         if platform == "auto" or policy == "required":
             extra = _EXTRAS.get(platform)
             advice = f"install arcticjax[{extra}], or " if extra else ""
+            fallback = "set mesh.policy: preferred to fall back to cpu"
+            if platform == "auto":
+                advice, fallback = "", "set mesh.platform: cpu to do without"
             raise errors.ConfigError(
-                f"mesh.platform: no {platform} device on this machine ({problem}); {advice}"
-                "set mesh.policy: preferred to fall back to cpu"
+                f"mesh.platform: no {platform} device on this machine ({problem}); "
+                f"{advice}{fallback}"
             ) from problem
         jax.config.update("jax_platforms", "cpu")
         found = jax.default_backend()

@@ -52,6 +52,15 @@ def make_mesh(data: int | str = "auto", fsdp: int = 1) -> Mesh:
     )
 
 
+def one_at_a_time() -> bool:
+    """Whether to wait for every program before the next one starts.
+
+    Several devices of one CPU share its threads: programs in flight wait for one another until a
+    rendezvous times out.
+    """
+    return jax.default_backend() == "cpu" and jax.local_device_count() > 1
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Axis 0 over all devices."""
     return NamedSharding(mesh, BATCH)

@@ -33,6 +33,8 @@ class Evaluator:
 
     def prepare(self) -> None:
         """Compiles what `evaluate` runs, so that nothing is compiled once training has begun."""
+        if not self.tasks:
+            return
         width = self._embedder.dimension
         self._embedder.encode([""], "query")
         for task in self.tasks:

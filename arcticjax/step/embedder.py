@@ -40,8 +40,8 @@ def templates(contract: TextContract, tokenizer: TextTokenizer) -> dict[Side, as
 class Embedder:
     """Encodes texts with one set of parameters on one mesh.
 
-    rows: rows of the longest cap that a device encodes at once. `params` may be replaced at any
-    time (training does).
+    mesh: the devices it runs on. rows: rows of the longest cap that a device encodes at once.
+    `params` may be replaced at any time (training does).
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Embedder:
         self.dimension = encoder.spec.hidden_size
         self._tokenizer = tokenizer
         self._templates = templates(contract, tokenizer)
-        self._mesh = mesh
+        self.mesh = mesh
         self._rows = rows
         self._row_length = layout.round_up(
             max(template.longest for template in self._templates.values()), layout.TOKENS_PER_SLOT
@@ -89,7 +89,7 @@ class Embedder:
     def shapes(self) -> dict[str, int]:
         """Shapes of the one compiled program, for announcements."""
         return {
-            "devices": self._mesh.devices.size,
+            "devices": self.mesh.devices.size,
             "rows": self._rows,
             "row_length": self._row_length,
         }
@@ -104,14 +104,14 @@ class Embedder:
         vectors = np.zeros((len(texts), self.dimension), np.float32)
         if not texts:
             return vectors
-        devices, rows, length = self._mesh.devices.size, self._rows, self._row_length
+        devices, rows, length = self.mesh.devices.size, self._rows, self._row_length
         slots = length // layout.TOKENS_PER_SLOT
         ids = self._tokenizer.encode(texts)
         lengths = template.lengths(np.array([len(one) for one in ids]))
         row_of, starts, slot_of, used = layout.pack(lengths, length, slots)
 
         block = devices * rows
-        local = meshes.local_positions(self._mesh)
+        local = meshes.local_positions(self.mesh)
         by_row = np.argsort(row_of, kind="stable")
         first_of_block = np.searchsorted(row_of[by_row], np.arange(0, used + block, block))
         pending = []
@@ -132,7 +132,9 @@ class Embedder:
                 array.reshape(devices, rows, -1)[local]
                 for array in (tokens_RS, starts_RK, lengths_RK)
             ]
-            found = self._encode(self.params, *meshes.host_to_global(self._mesh, parts))
+            found = self._encode(self.params, *meshes.host_to_global(self.mesh, parts))
+            if meshes.one_at_a_time():
+                found.block_until_ready()
             pending.append((chosen, row, slot_of[chosen], found))
             # Two blocks in flight keep the devices busy; more would only hold memory.
             if len(pending) > 2:

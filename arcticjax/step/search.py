@@ -17,6 +17,7 @@ from arcticjax.parallel.mesh import (
     REPLICATED,
     host_to_global,
     local_positions,
+    one_at_a_time,
     replicate,
     replicated,
 )
@@ -59,7 +60,10 @@ def search(
         block = np.zeros((query_block, queries_QD.shape[1]), np.float32)
         part = queries_QD[first : first + query_block]
         block[: len(part)] = part
-        answers.append((program(replicate(mesh, block), documents, np.int32(total)), len(part)))
+        found = program(replicate(mesh, block), documents, np.int32(total))
+        if one_at_a_time():
+            jax.block_until_ready(found)
+        answers.append((found, len(part)))
     scores = [np.asarray(found[0])[:used] for found, used in answers]
     indices = [np.asarray(found[1])[:used] for found, used in answers]
     return np.concatenate(scores), np.concatenate(indices)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from arcticjax import config as configs
 from arcticjax import errors
@@ -47,9 +50,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Only now: --help and a wrong config should not wait for jax.
     from arcticjax.train import run
 
+    _show_log()
     run.run(config)
     return 0
 
 
+def _show_log() -> None:
+    """Lets the parts' own messages (tokenising, checkpoints set aside) reach stderr."""
+    log = logging.getLogger("arcticjax")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        handler.addFilter(_from_process_0)
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+
+
+def _from_process_0(record: logging.LogRecord) -> bool:
+    import jax
+
+    return record.levelno >= logging.ERROR or jax.process_index() == 0
+
+
+def _leave(code: int) -> NoReturn:
+    """Exits; a process that fails among others does not wait for them at jax's shutdown barrier."""
+    import jax
+
+    if code and jax.distributed.is_initialized():
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    errors.run_cli(lambda: main(sys.argv[1:]))
+    errors.run_cli(lambda: main(sys.argv[1:]), leave=_leave)

@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from arcticjax import errors
+from arcticjax.checkpoint.agreement import from_primary
 from arcticjax.checkpoint.store import CheckpointStore
 from arcticjax.data import pipeline
 from arcticjax.parallel import mesh as meshes
@@ -46,6 +47,7 @@ class Loop:
     """Trains from `start` to the last step: step, report the step before, evaluate, save.
 
     compiled: the train step as an executable. directory: of the run, for records of a failure.
+    check_lease: raises, on process 0, where another run took the directory over.
     """
 
     setup: Setup
@@ -55,6 +57,7 @@ class Loop:
     report: Report
     store: CheckpointStore
     directory: Path
+    check_lease: Callable[[], None]
     totals: Totals = field(default_factory=Totals)
     first_step_at: float | None = None
     _wait: float = 0.0
@@ -66,9 +69,7 @@ class Loop:
         setup, config = self.setup, self.setup.config
         last = setup.total_steps
         late: tuple[pipeline.HostBatch, dict[str, jax.Array]] | None = None
-        # Several devices of one CPU share its threads: steps in flight wait for one another until a
-        # rendezvous times out.
-        block = jax.default_backend() == "cpu" and jax.local_device_count() > 1
+        block = meshes.one_at_a_time()
         self._clock = time.monotonic()
         with _stop_signal() as stopped:
             for step, (host, batch) in enumerate(self._batches(start, last), start + 1):
@@ -156,6 +157,8 @@ class Loop:
             )
 
     def _save(self, step: int, state: states.State) -> None:
+        # A directory that another run took over while this one hung must not be written to.
+        from_primary(self.check_lease)
         meta = {**self.setup.meta(), "totals": vars(self.totals)}
         self.store.save(step, state, meta)
 
@@ -177,7 +180,7 @@ class Loop:
             f"step {step}: loss {values['loss']} with gradient norm {values['gradient_norm']} is "
             f"not finite; source {host.source!r}, records {shown} (all in {file}). The update was "
             "not applied. Try a lower optimizer.learning_rate, a higher loss.temperature or "
-            "train.precision: float32"
+            "train.precision: float32, in another run.directory"
         )
 
 

@@ -9,7 +9,7 @@ import contextlib
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from arcticjax import errors
+from arcticjax.checkpoint.agreement import from_primary
 from arcticjax.checkpoint.run_directory import RunDirectory
 from arcticjax.checkpoint.store import CheckpointStore
 from arcticjax.config import RunConfig, differences, dump_config, load_config
@@ -54,26 +55,42 @@ def run(config: RunConfig) -> result.Result:
     began = time.monotonic()
     distributed.start(config.mesh.platform, config.mesh.policy)
     directory = RunDirectory(config.run.directory)
-    with directory.claim() if distributed.talks() else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        check_lease = _claim(directory, stack)
         path = Path(directory.path)
         _check_unchanged(config, path)
         finished = _finished(path)
         if finished is not None:
             return finished
         mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp)
-        with jax.set_mesh(mesh):
-            return _train(config, mesh, directory, began)
+        stack.enter_context(jax.set_mesh(mesh))
+        # Closed before the claim is given up: a save under way must not outlive it.
+        store = stack.enter_context(
+            CheckpointStore(directory.checkpoints, keep=config.checkpoint.keep)
+        )
+        return _train(config, mesh, directory, store, check_lease, began)
+
+
+def _claim(directory: RunDirectory, stack: contextlib.ExitStack) -> Callable[[], None]:
+    """Claims the directory for the run, on process 0; all processes fail if that fails.
+
+    Returns a check that the claim still stands, for process 0.
+    """
+    checks: list[Callable[[], None]] = []
+    from_primary(lambda: checks.append(stack.enter_context(directory.claim()).check))
+    return checks[0] if checks else lambda: None
 
 
 def _train(
-    config: RunConfig, mesh: Mesh, run_directory: RunDirectory, began: float
+    config: RunConfig,
+    mesh: Mesh,
+    run_directory: RunDirectory,
+    store: CheckpointStore,
+    check_lease: Callable[[], None],
+    began: float,
 ) -> result.Result:
     ready = setup.prepare(config, mesh)
     directory = Path(run_directory.path)
-    if distributed.talks():
-        run_directory.write_config(dump_config(config))
-        setup.copy_tokenizer(ready.start.tokenizer_file, directory / "tokenizer")
-    store = CheckpointStore(run_directory.checkpoints, keep=config.checkpoint.keep)
     state = ready.initial_state()
     restored = store.restore(states.abstract(state))
     start, totals = 0, Totals()
@@ -81,6 +98,10 @@ def _train(
         _check_data(restored.meta, ready.meta(), directory)
         state, start = restored.state, restored.step
         totals = Totals(**restored.meta["totals"])
+    if distributed.talks():
+        # Only now that nothing is refused: a refused resume leaves the directory as it was.
+        run_directory.write_config(dump_config(config))
+        setup.copy_tokenizer(ready.start.tokenizer_file, directory / "tokenizer")
 
     with Report(
         directory,
@@ -95,22 +116,19 @@ def _train(
         ready.evaluator.prepare()
         if start == 0 and config.evaluation.tasks:
             report.evaluation("before", ready.evaluator.evaluate(), step=0)
-        loop = Loop(ready, compiled, report, store, directory, totals)
+        loop = Loop(ready, compiled, report, store, directory, check_lease, totals)
         state = loop.run(state, start)
-        store.close()
 
         ready.embedder.params = state["params"]
         if config.evaluation.tasks:
             report.evaluation("after", ready.evaluator.evaluate(), step=ready.total_steps)
         export = _export(ready, state, directory, report)
         demo = _demo(ready)
-        evaluations = result.read_evaluations(directory) if distributed.talks() else {}
-        seconds = time.monotonic() - began
         outcome = result.Result(
             status="done",
             steps=ready.total_steps,
             pairs=totals.pairs,
-            seconds=seconds,
+            seconds=time.monotonic() - began,
             seconds_to_first_step=None
             if loop.first_step_at is None
             else loop.first_step_at - began,
@@ -119,7 +137,7 @@ def _train(
             fill=totals.tokens / totals.slots if totals.slots else None,
             compiled_shapes=shapes,
             peak_memory_bytes=_peak_memory(),
-            evaluations=evaluations,
+            evaluations=result.read_evaluations(directory) if distributed.talks() else {},
             export=export,
         )
         if distributed.talks():

@@ -145,6 +145,11 @@ def prepare(config: RunConfig, mesh: Mesh) -> Setup:
         tokenizer.pad_id,
     )
     total_steps = config.train.total_steps or draw.steps_per_epoch
+    if config.optimizer.warmup_steps + (config.optimizer.decay_steps or 0) > total_steps:
+        raise errors.ConfigError(
+            f"optimizer.warmup_steps {config.optimizer.warmup_steps} and optimizer.decay_steps "
+            f"{config.optimizer.decay_steps or 0} are more than the {total_steps} steps of the run"
+        )
     encoder = Encoder(start.spec)
     optimizer = optimizers.make_optimizer(config.optimizer, total_steps)
     gradient = steps.make_gradient(

@@ -3,6 +3,7 @@
 import functools
 import json
 
+import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -19,11 +20,14 @@ from arcticjax.export.certificate import (
     write_certified,
 )
 from arcticjax.export.folder import write_folder
+from arcticjax.export.source import make_embedder, open_source
 from arcticjax.models.pretrained import load_pretrained
 from arcticjax.models.resolve import resolve
 from arcticjax.models.spec import ModelSpec, parameter_shapes
 from arcticjax.models.tokenizer import TextTokenizer
+from arcticjax.parallel.mesh import make_mesh
 from arcticjax.step import embedder as embedder_module
+from tests import tiny
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 SPEC = ModelSpec(hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_positions=64)
@@ -241,3 +245,14 @@ def test_probe_vectors_keep_the_order_of_probes():
     found = probe_vectors(embed, PROBES)
     assert found[:, 0].tolist() == [len(probe.text) for probe in PROBES]
     assert found[:, 1].tolist() == [float(probe.side == "query") for probe in PROBES]
+
+
+def test_a_folder_is_certified_under_the_mesh_of_a_run(tmp_path):
+    """As at the end of training on eight devices where sentence-transformers is not installed."""
+    folder = tiny.model_folder(tmp_path / "model")
+    mesh = make_mesh()
+    assert mesh.devices.size == 8
+    with jax.set_mesh(mesh):
+        embedder = make_embedder(open_source(str(folder)))
+        found = certify(folder, embedder.encode, reader="arcticjax")
+    assert found.passed and found.reader == "arcticjax"

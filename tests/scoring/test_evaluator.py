@@ -38,7 +38,7 @@ def task():
     queries = [f"how did the {s} change trade" for s in SUBJECTS] + [
         f"{s} museum" for s in SUBJECTS
     ]
-    qrels = {f"q{n}": {f"d{5 * (n % 8) + 1 + 3 * (n // 8)}": 1} for n in range(16)}
+    qrels = {f"q{n}": {f"d{5 * (n % 8) + n % 5}": 1} for n in range(16)}
     return Task("facts", [f"d{n}" for n in range(40)], documents, list(qrels), queries, qrels)
 
 
