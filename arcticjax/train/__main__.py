@@ -74,9 +74,9 @@ def _from_process_0(record: logging.LogRecord) -> bool:
 
 def _leave(code: int) -> NoReturn:
     """Exits; a process that fails among others does not wait for them at jax's shutdown barrier."""
-    import jax
-
-    if code and jax.distributed.is_initialized():
+    # Looked up, not imported: a wrong config ends here too, and should not wait for jax.
+    jax = sys.modules.get("jax")
+    if code and jax is not None and jax.distributed.is_initialized():
         os._exit(code)
     sys.exit(code)
 
