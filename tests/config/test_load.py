@@ -397,7 +397,7 @@ evaluation:
         ("model.query_prompt=null", ("model", "query_prompt"), None),
         ("mesh.data=4", ("mesh", "data"), 4),
         ("loss={temperature: 0.1}", ("loss", "temperature"), 0.1),
-        ("evaluation.demo_queries=[a, b]", ("evaluation", "demo_queries"), ["a", "b"]),
+        ("evaluation.tasks=[beir:a, beir:b]", ("evaluation", "tasks"), ["beir:a", "beir:b"]),
         ("data.docstrings.packages=[jax]", ("data", "docstrings", "packages"), ["jax"]),
     ],
 )
@@ -507,7 +507,7 @@ def test_dump_round_trip(tmp_path_factory, word, words, number, flag):
             "data": {"docstrings": {"held_out": words}},
             "optimizer": {"learning_rate": number},
             "train": {"global_batch": 2},
-            "evaluation": {"demo_queries": words},
+            "evaluation": {"tasks": ["beir:x"], "demo_queries": words},
             "export": {"enabled": flag},
         }
     )
@@ -524,7 +524,7 @@ def test_differences(write):
         [
             "run.seed=3",
             "data.sources.0.path=y",
-            "evaluation.demo_queries=[q]",
+            "evaluation.tasks=[beir:x]",
             "data.docstrings={}",
         ],
     )
@@ -532,7 +532,7 @@ def test_differences(write):
         ("run.seed", 0, 3),
         ("data.sources.0.path", "web.parquet", "y"),
         ("data.docstrings", None, b.data.docstrings.model_dump()),
-        ("evaluation.demo_queries", [], ["q"]),
+        ("evaluation.tasks", [], ["beir:x"]),
     ]
 
 
