@@ -1,7 +1,10 @@
-"""Test set-up that must precede jax: eight CPU devices, and warnings as errors."""
+"""Test set-up that must precede jax: eight CPU devices, and one store of compiled programs."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
@@ -11,6 +14,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # No test may reach a model hub: what is not installed or made by the test does not exist.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# The commands that tests start compile the same few programs in one process after another.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.mkdtemp(prefix="arcticjax-tests-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # `tools` and `benchmarks` stand beside the package

@@ -57,13 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _show_log() -> None:
     """Lets the parts' own messages (tokenising, checkpoints set aside) reach stderr."""
-    log = logging.getLogger("arcticjax")
-    if not log.handlers:
+    root = logging.getLogger()
+    # On the root: any library's first plain `logging.info` would put a second handler there.
+    if not root.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         handler.addFilter(_from_process_0)
-        log.addHandler(handler)
-    log.setLevel(logging.INFO)
+        root.addHandler(handler)
+    logging.getLogger("arcticjax").setLevel(logging.INFO)
 
 
 def _from_process_0(record: logging.LogRecord) -> bool:

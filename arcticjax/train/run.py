@@ -26,7 +26,7 @@ from arcticjax.export import certificate
 from arcticjax.parallel import distributed
 from arcticjax.parallel import mesh as meshes
 from arcticjax.step import state as states
-from arcticjax.train import plots, result, setup
+from arcticjax.train import result, setup
 from arcticjax.train.loop import Loop, Totals
 from arcticjax.train.report import Report
 
@@ -287,6 +287,8 @@ def _close(
     plots."""
     config = ready.config
     if config.report.plots:
+        from arcticjax.train import plots  # matplotlib takes a second or two to import
+
         report.note(f"plot     {plots.plot_run(directory)}")
     for answer in demo:
         report.note(answer)

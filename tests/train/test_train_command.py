@@ -27,8 +27,8 @@ from tests import tiny
 # Steps take milliseconds: enough of them to be interrupted in the middle.
 STEPS = 240
 LONG = {"train.total_steps": STEPS, "checkpoint.save_every_steps": 40}
-# Reading an export back imports torch, which takes longer than all the rest: one test does it.
-BARE = {"export.enabled": False}
+# Reading an export back imports torch, which takes longer than all the rest; plots take matplotlib.
+BARE = {"export.enabled": False, "report.plots": False}
 
 
 def train(file, *sets: str) -> None:
@@ -241,13 +241,13 @@ def test_nothing_compiles_between_the_first_step_and_the_last(tmp_path, monkeypa
 
 
 def test_each_step_is_drawn_from_one_source_unless_mixed(tmp_path):
-    train(tiny.run_config(tmp_path, **{"data.stratified": False, "export.enabled": False}))
+    train(tiny.run_config(tmp_path, **{"data.stratified": False}, **BARE))
     assert {line["source"] for line in lines(tmp_path)} == {"all"}
 
 
 def test_an_epoch_is_the_default_length(tmp_path):
-    file = tiny.run_config(tmp_path, **{"train.total_steps": None, "optimizer.warmup_steps": 0})
-    train(file, "export.enabled=false", "report.plots=false")
+    changes = {"train.total_steps": None, "optimizer.warmup_steps": 0}
+    train(tiny.run_config(tmp_path, **changes, **BARE))
     sources = [line["source"] for line in lines(tmp_path)]
     assert sorted(sources) == ["a"] * 6 + ["b"] * 4  # 96 and 64 pairs in batches of 16
 
@@ -278,7 +278,7 @@ def test_a_preset_starts_from_random_weights(tmp_path):
 
 
 def test_numbers_that_are_not_finite_stop_the_run_and_name_the_pairs(tmp_path):
-    file = tiny.run_config(tmp_path)
+    file = tiny.run_config(tmp_path, **BARE)
     train(file, "run.directory=" + str(tmp_path / "fine"), "train.total_steps=3")
     with pytest.raises(
         errors.NumericsError, match=r"step \d: .*source '[ab]', records \d+.*not applied"
