@@ -1,0 +1,66 @@
+"""The training command, run as a user types it or in this process, and what it left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+from arcticjax.checkpoint.store import CheckpointStore
+from arcticjax.train import __main__ as command
+
+# Reading an export back imports torch, which takes longer than all the rest; plots take matplotlib.
+BARE = {"export.enabled": False, "report.plots": False}
+
+
+def train(file, *sets: str) -> None:
+    arguments = ["--config", str(file)]
+    for one in sets:
+        arguments += ["--set", one]
+    command.main(arguments)
+
+
+def start(
+    file, *sets: str, devices: int = 1, environment: dict[str, str] | None = None
+) -> subprocess.Popen:
+    """The command as a user types it, in its own process."""
+    arguments = [sys.executable, "-m", "arcticjax.train", "--config", str(file)]
+    for one in sets:
+        arguments += ["--set", one]
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        arguments,
+        env={**os.environ, "XLA_FLAGS": flags, **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> str:
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == code, output
+    return output
+
+
+def lines(folder) -> list[dict]:
+    return [
+        json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+def losses(folder) -> list[tuple[int, str, float]]:
+    return [(line["step"], line["source"], line["loss"]) for line in lines(folder)]
+
+
+def weights(folder):
+    return CheckpointStore(folder / "run" / "checkpoints").restore_params()
+
+
+def same(left, right) -> bool:
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
