@@ -203,6 +203,12 @@ class TrainConfig(_Section):
         description="Rows that a device encodes at once; bounds memory, not the result. null: "
         "chosen.",
     )
+    passes: Literal["auto", "one", "two"] = Field(
+        default="auto",
+        description="one: keep the activations of the whole batch until its loss is known. two: "
+        "encode a second time instead, in a small constant memory and a third more computing. "
+        "auto: one where that takes at most a quarter of a device's memory.",
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",
         description="Type the encoder computes in; weights, statistics and loss are float32.",

@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import AxisType
 
 from arcticjax import __version__
 from arcticjax.config.contract import TextContract
@@ -32,14 +31,13 @@ from arcticjax.export.folder import (
     write_folder,
     write_json,
 )
+from arcticjax.export.source import make_embedder, open_source
 from arcticjax.export.torch_vectors import MISSING
-from arcticjax.models.encoder import Encoder
-from arcticjax.models.pretrained import load_pretrained, read_json
+from arcticjax.models.pretrained import read_json
 from arcticjax.models.safe_weights import digest, weight_files
 from arcticjax.models.spec import ModelSpec
 from arcticjax.models.tokenizer import TextTokenizer
-from arcticjax.parallel.mesh import AXES, replicate
-from arcticjax.step.embedder import Embedder
+from arcticjax.parallel.mesh import local_mesh
 
 CERTIFICATE_FILE = "certificate.json"
 TORCH_TIMEOUT_SECONDS = 1800  # a cold import of torch takes half a minute, a large model more
@@ -310,23 +308,8 @@ def _torch_vectors(
 
 
 def _own_vectors(folder: Path, probes: Sequence[Probe]) -> np.ndarray:
-    embedder = folder_embedder(folder)
+    # Process 0 certifies alone.
+    embedder = make_embedder(open_source(folder), local_mesh())
     # A run certifies under its own mesh; programs of another one need that one around them.
     with jax.set_mesh(embedder.mesh):
         return probe_vectors(embedder.encode, probes)
-
-
-def folder_embedder(folder: Path, **options: Any) -> Embedder:
-    """The encoder of a folder on one device, in float32; options as `load_pretrained`."""
-    loaded = load_pretrained(folder, **options)
-    # A device of this process: process 0 certifies alone.
-    mesh = jax.make_mesh(
-        (1, 1), AXES, axis_types=(AxisType.Auto,) * 2, devices=jax.local_devices()[:1]
-    )
-    return Embedder(
-        Encoder(loaded.spec),
-        replicate(mesh, loaded.params),
-        TextTokenizer.from_file(loaded.tokenizer_file),
-        loaded.contract,
-        mesh,
-    )

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from arcticjax.checkpoint.store import CheckpointStore
 from arcticjax.config.contract import TextContract
 from arcticjax.errors import CheckpointError, ConfigError
@@ -62,9 +64,10 @@ def open_source(
     )
 
 
-def make_embedder(source: Source) -> Embedder:
-    """The encoder on every device, in float32: the path that training evaluates with."""
-    mesh = make_mesh()
+def make_embedder(source: Source, mesh: Mesh | None = None) -> Embedder:
+    """The encoder on a mesh, by default of every device, in float32: the path that training
+    evaluates with."""
+    mesh = mesh or make_mesh()
     return Embedder(
         Encoder(source.spec),
         replicate(mesh, source.params),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -27,6 +28,8 @@ _TAIL = (
     -1.476786993915375e-05,
     2.7791926145811223e-06,
 )
+# The derivative's name to rematerialisation policies.
+GELU_SLOPE = "gelu slope"
 _DENSITY_SCALE = np.float32(1 / math.sqrt(2 * math.pi))
 
 
@@ -47,7 +50,8 @@ def _gelu_jvp(primals: tuple, tangents: tuple) -> tuple:
     tail = _tail(x32)
     cumulative = jnp.where(x32 > 0, 1 - tail, tail)
     slope = cumulative + x32 * (_DENSITY_SCALE * jnp.exp(-0.5 * x32 * x32))
-    return _value(x32, tail).astype(x.dtype), tangent * slope.astype(x.dtype)
+    slope = checkpoint_name(slope.astype(x.dtype), GELU_SLOPE)
+    return _value(x32, tail).astype(x.dtype), tangent * slope
 
 
 def _tail(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

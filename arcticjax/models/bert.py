@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from arcticjax.models.activations import gelu
+from arcticjax.models.activations import GELU_SLOPE, gelu
 from arcticjax.models.attention import attend, matmul_precision
 from arcticjax.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
+
+
+# What the backward pass of a layer finds in memory: all of it, the arrays named below (matmul
+# results and what is dear to compute again), or its input alone.
+Remat = Literal["none", "named", "full"]
+_NAMED = ("attention inputs", "attention mixed", "attention output", "mlp inner", GELU_SLOPE)
 
 
 class Linear(nnx.Module):
@@ -78,10 +85,13 @@ class Attention(nnx.Module):
             jnp.concatenate([part.kernel[...] for part in parts], axis=1),
             jnp.concatenate([part.bias[...] for part in parts]),
         ).astype(x_RSD.dtype)
+        fused_RSE = checkpoint_name(fused_RSE, "attention inputs")
         heads = (*x_RSD.shape[:2], self.num_heads, -1)
         query, key, value = (part.reshape(heads) for part in jnp.split(fused_RSE, 3, axis=-1))
         mixed_RSD = attend(query, key, value, segments_RS).reshape(x_RSD.shape)
-        return self.norm(x_RSD.astype(jnp.float32) + self.output(mixed_RSD)).astype(x_RSD.dtype)
+        mixed_RSD = checkpoint_name(mixed_RSD, "attention mixed")
+        output_RSD = checkpoint_name(self.output(mixed_RSD), "attention output")
+        return self.norm(x_RSD.astype(jnp.float32) + output_RSD).astype(x_RSD.dtype)
 
 
 class Mlp(nnx.Module):
@@ -95,7 +105,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x_RSD: Array) -> Array:
         # rounded before the GELU: its slope, kept for the backward pass, is the widest array here
-        inner_RSE = gelu(self.up(x_RSD).astype(x_RSD.dtype))
+        inner_RSE = checkpoint_name(gelu(self.up(x_RSD).astype(x_RSD.dtype)), "mlp inner")
         return self.norm(x_RSD.astype(jnp.float32) + self.down(inner_RSE)).astype(x_RSD.dtype)
 
 
@@ -126,17 +136,26 @@ class Bert(nnx.Module):
         positions_RS: Int[Array, "R S"],
         *,
         dtype: jax.typing.DTypeLike = jnp.float32,
-        remat: bool = False,
+        remat: Remat = "none",
     ) -> Float[Array, "R S D"]:
-        """Last hidden states in `dtype`. With `remat` the backward pass recomputes each layer."""
+        """Last hidden states in `dtype`. `remat`: what the backward pass computes again."""
         definition, stacked = nnx.split(self.layers)
 
         def layer(x_RSD: Array, state: nnx.State) -> tuple[Array, None]:
             return nnx.merge(definition, state)(x_RSD, segments_RS), None
 
-        body = jax.checkpoint(layer, prevent_cse=False) if remat else layer
+        body = _rematerialised(layer, remat)
         x_RSD = self.embeddings(tokens_RS, positions_RS).astype(dtype)
         return jax.lax.scan(body, x_RSD, stacked)[0]
+
+
+def _rematerialised(layer, remat: Remat):
+    if remat == "none":
+        return layer
+    names = _NAMED if remat == "named" else ()
+    policy = jax.checkpoint_policies.save_only_these_names(*names)
+    # A scan keeps forward and backward apart by itself.
+    return jax.checkpoint(layer, prevent_cse=False, policy=policy)
 
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], deviation: float) -> Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arcticjax.models.bert import Bert
+from arcticjax.models.bert import Bert, Remat
 from arcticjax.models.packing import segments_and_positions
 from arcticjax.models.pooling import normalize, pool
 from arcticjax.models.spec import ModelSpec, Pooling
@@ -42,13 +42,13 @@ class Encoder:
         positions_RS: Int[Array, "R S"],
         *,
         dtype: jax.typing.DTypeLike = jnp.float32,
-        remat: bool = False,
+        remat: Remat = "none",
     ) -> Float[Array, "R S D"]:
         """Last hidden states of packed rows, in `dtype`, the dtype of matmuls and activations.
 
         `segments_RS` is 0 at padding and equal within a text; `positions_RS` restarts at 0 in every
-        text. A token or position past its table gives NaN. `remat` trades a second forward pass
-        for the memory of the activations inside layers.
+        text. A token or position past its table gives NaN. `remat` trades computing
+        again for the memory of the activations inside layers.
         """
         model = nnx.merge(self._definition, params)
         return model(tokens_RS, segments_RS, positions_RS, dtype=dtype, remat=remat)
@@ -62,7 +62,7 @@ class Encoder:
         *,
         pooling: Pooling,
         dtype: jax.typing.DTypeLike = jnp.float32,
-        remat: bool = False,
+        remat: Remat = "none",
     ) -> Float[Array, "R K D"]:
         """Unit vectors in float32, one per slot; a slot of length 0 gives zeros and no gradient."""
         segments_RS, positions_RS = segments_and_positions(

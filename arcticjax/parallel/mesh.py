@@ -5,6 +5,8 @@ Axes: `data` (the global batch) and `fsdp`. Batches are cut along both; paramete
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -45,11 +47,18 @@ def make_mesh(data: int | str = "auto", fsdp: int = 1) -> Mesh:
             f"{devices} devices; with several processes every device must be used: set mesh.data "
             "to auto"
         )
+    return _mesh(int(data), fsdp, jax.devices()[:size])
+
+
+def local_mesh() -> Mesh:
+    """One device of this process: for work that one process does alone."""
+    return _mesh(1, 1, jax.local_devices()[:1])
+
+
+def _mesh(data: int, fsdp: int, devices: Sequence[jax.Device]) -> Mesh:
     # Positional and Auto: the argument's name and the default axis type changed between jax
     # versions.
-    return jax.make_mesh(
-        (int(data), fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:size]
-    )
+    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def one_at_a_time() -> bool:
@@ -59,6 +68,15 @@ def one_at_a_time() -> bool:
     rendezvous times out.
     """
     return jax.default_backend() == "cpu" and jax.local_device_count() > 1
+
+
+def device_memory() -> int | None:
+    """Bytes that one device of this process may use; None where that cannot be told."""
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":  # its devices share the machine's memory
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return whole // jax.local_device_count()
+    return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -21,6 +21,7 @@ from arcticjax.checkpoint.store import CheckpointStore
 from arcticjax.data import pipeline
 from arcticjax.parallel import mesh as meshes
 from arcticjax.step import state as states
+from arcticjax.step.activations import Kept
 from arcticjax.train.report import Report
 from arcticjax.train.setup import Setup
 
@@ -52,7 +53,8 @@ class Loop:
 
     setup: Setup
     compiled: Callable[
-        [states.State, dict[str, jax.Array]], tuple[states.State, dict[str, jax.Array]]
+        [states.State, Kept, dict[str, jax.Array]],
+        tuple[states.State, Kept, dict[str, jax.Array]],
     ]
     report: Report
     store: CheckpointStore
@@ -63,9 +65,9 @@ class Loop:
     _wait: float = 0.0
     _clock: float = 0.0
 
-    def run(self, state: states.State, start: int) -> states.State:
-        """The state after the last step. Raises NumericsError, or Preempted once a stop signal's
-        save is done."""
+    def run(self, state: states.State, buffers: Kept, start: int) -> states.State:
+        """The state after the last step; consumes state and buffers. Raises NumericsError, or
+        Preempted once a stop signal's save is done."""
         setup, config = self.setup, self.setup.config
         last = setup.total_steps
         late: tuple[pipeline.HostBatch, dict[str, jax.Array]] | None = None
@@ -73,7 +75,7 @@ class Loop:
         self._clock = time.monotonic()
         with _stop_signal() as stopped:
             for step, (host, batch) in enumerate(self._batches(start, last), start + 1):
-                state, metrics = self.compiled(state, batch)
+                state, buffers, metrics = self.compiled(state, buffers, batch)
                 if block or self.first_step_at is None:
                     jax.block_until_ready(metrics)
                 if late is not None:

@@ -25,6 +25,7 @@ from arcticjax.config import RunConfig, differences, dump_config, load_config
 from arcticjax.export import certificate
 from arcticjax.parallel import distributed
 from arcticjax.parallel import mesh as meshes
+from arcticjax.step import activations
 from arcticjax.step import state as states
 from arcticjax.train import result, setup
 from arcticjax.train.loop import Loop, Totals
@@ -111,13 +112,15 @@ def _train(
         talk=distributed.talks(),
     ) as report:
         shapes = _announce(ready, report, start)
-        compiled = _compile(ready, state)
+        buffers = activations.allocate(ready.kept, mesh)
+        compiled = _compile(ready, state, buffers)
         ready.embedder.params = state["params"]
         ready.evaluator.prepare()
         if start == 0 and config.evaluation.tasks:
             report.evaluation("before", ready.evaluator.evaluate(), step=0)
         loop = Loop(ready, compiled, report, store, directory, check_lease, totals)
-        state = loop.run(state, start)
+        state = loop.run(state, buffers, start)
+        del buffers
 
         ready.embedder.params = state["params"]
         if config.evaluation.tasks:
@@ -147,12 +150,16 @@ def _train(
     return outcome
 
 
-def _compile(ready: setup.Setup, state: states.State) -> Any:
+def _compile(ready: setup.Setup, state: states.State, buffers: activations.Kept) -> Any:
     """The train step as an executable: compiled once, for the one shape that every batch has."""
     sharding = meshes.replicated(ready.mesh)
     batch = meshes.host_to_global(ready.mesh, ready.builder(0).arrays)
-    step = jax.jit(ready.train_step, donate_argnums=0, out_shardings=(sharding, sharding))
-    return step.lower(states.abstract(state), states.abstract(batch)).compile()
+    step = jax.jit(
+        ready.train_step,
+        donate_argnums=(0, 1),
+        out_shardings=(sharding, meshes.batch_sharding(ready.mesh), sharding),
+    )
+    return step.lower(*map(states.abstract, (state, buffers, batch))).compile()
 
 
 def _check_unchanged(config: RunConfig, directory: Path) -> None:
@@ -216,6 +223,8 @@ def _announce(ready: setup.Setup, report: Report, start: int) -> list[dict[str, 
             "rows": shapes.rows,
             "row_length": shapes.row_length,
             "slots_per_row": shapes.slots,
+            "passes": ready.passes,
+            "kept_bytes": activations.buffer_bytes(ready.kept),
         }
     ]
     if config.evaluation.tasks:

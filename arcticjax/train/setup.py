@@ -23,9 +23,11 @@ from arcticjax.data.draw import Draw
 from arcticjax.models.encoder import Encoder
 from arcticjax.models.presets import random_start
 from arcticjax.models.pretrained import Pretrained, load_pretrained
+from arcticjax.models.spec import Pooling
 from arcticjax.models.tokenizer import TextTokenizer
 from arcticjax.parallel import mesh as meshes
 from arcticjax.scoring.evaluator import Evaluator, load_tasks
+from arcticjax.step import activations
 from arcticjax.step import optimizer as optimizers
 from arcticjax.step import state as states
 from arcticjax.step import train as steps
@@ -50,7 +52,7 @@ class Setup:
     """The parts of a run, ready to train.
 
     total_steps: of the whole run; encoder, start: the model and what it starts from; builder:
-    batches by step.
+    batches by step; kept: buffers of the training step.
     """
 
     config: RunConfig
@@ -63,6 +65,8 @@ class Setup:
     total_steps: int
     optimizer: optax.GradientTransformation
     train_step: Any
+    passes: steps.Passes
+    kept: list[jax.ShapeDtypeStruct]
     embedder: Embedder
     evaluator: Evaluator
 
@@ -152,6 +156,7 @@ def prepare(config: RunConfig, mesh: Mesh) -> Setup:
         )
     encoder = Encoder(start.spec)
     optimizer = optimizers.make_optimizer(config.optimizer, total_steps)
+    passes, kept = _choose_passes(config, encoder, shapes, mesh, start.contract.pooling, dtype)
     gradient = steps.make_gradient(
         encoder,
         shapes,
@@ -160,6 +165,7 @@ def prepare(config: RunConfig, mesh: Mesh) -> Setup:
         temperature=config.loss.temperature,
         tile=config.loss.tile,
         dtype=dtype,
+        passes=passes,
     )
     train_step = steps.make_train_step(
         gradient, optimizer, optimizers.make_schedule(config.optimizer, total_steps)
@@ -185,9 +191,29 @@ def prepare(config: RunConfig, mesh: Mesh) -> Setup:
         total_steps=total_steps,
         optimizer=optimizer,
         train_step=train_step,
+        passes=passes,
+        kept=kept,
         embedder=embedder,
         evaluator=evaluator,
     )
+
+
+def _choose_passes(
+    config: RunConfig,
+    encoder: Encoder,
+    shapes: layout.Shapes,
+    mesh: Mesh,
+    pooling: Pooling,
+    dtype: Any,
+) -> tuple[steps.Passes, list[jax.ShapeDtypeStruct]]:
+    """How many times a step encodes, and the buffers that it needs for that."""
+    wanted = config.train.passes
+    most: steps.Passes = "two" if wanted == "two" else "one"
+    kept = steps.kept_shapes(encoder, shapes, mesh, pooling=pooling, dtype=dtype, passes=most)
+    room = meshes.device_memory()
+    if wanted == "auto" and (room is None or activations.buffer_bytes(kept) > room // 4):
+        return "two", []
+    return most, kept
 
 
 def copy_tokenizer(tokenizer_file: Path, target: Path) -> None:

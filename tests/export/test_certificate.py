@@ -14,7 +14,6 @@ from arcticjax.export import certificate as certificate_module
 from arcticjax.export.certificate import (
     PROBES,
     certify,
-    folder_embedder,
     probe_vectors,
     probes_for,
     write_certified,
@@ -25,7 +24,7 @@ from arcticjax.models.pretrained import load_pretrained
 from arcticjax.models.resolve import resolve
 from arcticjax.models.spec import ModelSpec, parameter_shapes
 from arcticjax.models.tokenizer import TextTokenizer
-from arcticjax.parallel.mesh import make_mesh
+from arcticjax.parallel.mesh import local_mesh, make_mesh
 from arcticjax.step import embedder as embedder_module
 from tests import tiny
 
@@ -43,6 +42,10 @@ def random_params(seed=0):
         },
         sep="/",
     )
+
+
+def one_device(folder):
+    return make_embedder(open_source(folder), local_mesh())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,7 +66,7 @@ def right(tmp_path_factory):
         tokenizer_folder=resolve(MINILM),
         contract=CONTRACT,
     )
-    return folder, folder_embedder(folder).encode
+    return folder, one_device(folder).encode
 
 
 @pytest.fixture
@@ -103,7 +106,7 @@ def test_published_weights_give_the_published_vectors(tmp_path, monkeypatch):
         params=source.params,
         tokenizer_folder=source.tokenizer_file.parent,
         contract=source.contract,
-        embed=folder_embedder(source.folder).encode,
+        embed=one_device(source.folder).encode,
     )
     assert seen["exported"].shape == (len(PROBES), 384)
     assert np.abs(seen["exported"] - seen["published"]).max() <= 1e-6
@@ -233,7 +236,7 @@ def test_a_side_cut_shorter_in_training_is_noted_not_compared(tmp_path, own_read
     left_out = {probe.name for probe in set(PROBES) - set(probes_for(contract, tokenizer))}
     assert left_out == {"truncated query", "accents", "query"}
     source = write_folder(tmp_path / "source", **options(contract=contract))
-    embed = folder_embedder(source).encode
+    embed = one_device(source).encode
     certificate = write_certified(tmp_path / "out", **options(contract=contract, embed=embed))
     assert any("cut to 8 tokens" in note for note in certificate.notes)
 

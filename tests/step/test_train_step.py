@@ -15,6 +15,7 @@ from arcticjax.losses.infonce import Labels
 from arcticjax.losses.reference import dense_infonce
 from arcticjax.models.encoder import Encoder
 from arcticjax.parallel import mesh as meshes
+from arcticjax.step import activations
 from arcticjax.step import state as states
 from arcticjax.step import train as steps
 from tests import tiny
@@ -91,34 +92,41 @@ def union(query_ids, document_ids):
     return groups
 
 
-def gradient_program(encoder, params, builder, devices, dtype=jnp.float32):
+def make_gradient(encoder, builder, mesh, *, dtype=jnp.float32, passes="two"):
+    """The gradient and its buffers."""
+    shared = {"pooling": "mean", "dtype": dtype, "passes": passes}
+    kept = activations.allocate(steps.kept_shapes(encoder, builder.shapes, mesh, **shared), mesh)
+    gradient = steps.make_gradient(
+        encoder, builder.shapes, mesh, temperature=TEMPERATURE, tile=8, **shared
+    )
+    return gradient, kept
+
+
+def gradient_program(encoder, params, builder, devices, **options):
     """step -> (gradients, metrics), compiled once."""
     mesh = meshes.make_mesh(devices)
     with jax.set_mesh(mesh):
-        program = jax.jit(
-            steps.make_gradient(
-                encoder,
-                builder.shapes,
-                mesh,
-                pooling="mean",
-                temperature=TEMPERATURE,
-                tile=8,
-                dtype=dtype,
-            )
-        )
+        gradient, kept = make_gradient(encoder, builder, mesh, **options)
+        program = jax.jit(gradient, donate_argnums=1)
         replicated = meshes.replicate(mesh, params)
 
     def one(step):
+        nonlocal kept
         with jax.set_mesh(mesh):
-            return program(replicated, meshes.host_to_global(mesh, builder(step).arrays))
+            batch = meshes.host_to_global(mesh, builder(step).arrays)
+            gradients, kept, metrics = program(replicated, kept, batch)
+        return gradients, metrics
 
     return one
 
 
-@pytest.mark.parametrize("devices, rows", [(1, 1), (1, 4), (2, 2), (8, 1)])
-def test_loss_and_gradient_equal_the_plain_ones(encoder, params, plain, devices, rows):
+@pytest.mark.parametrize(
+    "devices, rows, passes",
+    [(1, 1, "two"), (1, 4, "two"), (2, 2, "two"), (8, 1, "two"), (1, 2, "one"), (8, 1, "one")],
+)
+def test_loss_and_gradient_equal_the_plain_ones(encoder, params, plain, devices, rows, passes):
     builder = tiny.builder(devices, rows=rows)
-    program = gradient_program(encoder, params, builder, devices)
+    program = gradient_program(encoder, params, builder, devices, passes=passes)
     for step in range(3):
         gradients, metrics = program(step)
         loss, accuracy, wanted = plain(builder, step)
@@ -129,6 +137,20 @@ def test_loss_and_gradient_equal_the_plain_ones(encoder, params, plain, devices,
         differences = jax.tree.map(jnp.subtract, gradients, wanted)
         for path, difference in jax.tree_util.tree_leaves_with_path(differences):
             assert float(jnp.abs(difference).max()) < 1e-5 * norm, path
+
+
+def test_what_is_kept_is_activations(encoder):
+    """Nothing as large as a parameter, and for every microbatch; two passes keep nothing."""
+    shapes, mesh = tiny.builder(2).shapes, meshes.make_mesh(2)
+    options = {"pooling": "mean", "dtype": jnp.float32}
+    assert steps.kept_shapes(encoder, shapes, mesh, passes="two", **options) == []
+    kept = steps.kept_shapes(encoder, shapes, mesh, passes="one", **options)
+    assert {one.shape[:2] for one in kept} == {(2, shapes.microbatches)}
+    spec, tokens = tiny.SPEC, shapes.rows * shapes.row_length
+    # A layer keeps its input, three attention inputs, the mix, the output and two wide arrays.
+    layer = tokens * (6 * spec.hidden_size + 2 * spec.intermediate_size)
+    least = 4 * shapes.microbatches * spec.num_layers * layer
+    assert least <= activations.buffer_bytes(kept) <= 1.25 * least
 
 
 def test_metrics_count_tokens_and_slots(encoder, params):
@@ -145,7 +167,7 @@ def test_metrics_count_tokens_and_slots(encoder, params):
 def test_bfloat16_stays_near_float32(encoder, params):
     builder = tiny.builder(1)
     exact, exact_metrics = gradient_program(encoder, params, builder, 1)(0)
-    coarse, coarse_metrics = gradient_program(encoder, params, builder, 1, jnp.bfloat16)(0)
+    coarse, coarse_metrics = gradient_program(encoder, params, builder, 1, dtype=jnp.bfloat16)(0)
     assert abs(coarse_metrics["loss"] - exact_metrics["loss"]) < 0.02
     difference = optax.tree.norm(jax.tree.map(jnp.subtract, exact, coarse))
     assert 1e-4 < difference / optax.tree.norm(exact) < 0.05
@@ -186,17 +208,17 @@ def collectives(text: str) -> dict[tuple[str, bool], int]:
     return found
 
 
-def test_the_list_of_collectives(encoder, params):
+@pytest.mark.parametrize("passes", ["one", "two"])
+def test_the_list_of_collectives(encoder, params, passes):
     """Documents once out and once back, labels once out, the rest reduced; nothing inside a
     loop."""
     mesh = meshes.make_mesh(8)
     builder = tiny.builder(8)
     with jax.set_mesh(mesh):
-        gradient = steps.make_gradient(
-            encoder, builder.shapes, mesh, pooling="mean", temperature=TEMPERATURE, tile=8
-        )
+        gradient, kept = make_gradient(encoder, builder, mesh, passes=passes)
         batch = meshes.host_to_global(mesh, builder(0).arrays)
-        text = jax.jit(gradient).lower(meshes.replicate(mesh, params), batch).compile().as_text()
+        arguments = meshes.replicate(mesh, params), kept, batch
+        text = jax.jit(gradient, donate_argnums=1).lower(*arguments).compile().as_text()
     found = collectives(text)
     assert not any(in_loop for _, in_loop in found), found
     assert found[("all-gather", False)] == 2  # document embeddings, column groups
@@ -206,26 +228,25 @@ def test_the_list_of_collectives(encoder, params):
     assert set(found) == {("all-gather", False), ("reduce-scatter", False), ("all-reduce", False)}
 
 
-def make_step(encoder, builder, mesh, learning_rate=2e-3):
-    gradient = steps.make_gradient(
-        encoder, builder.shapes, mesh, pooling="mean", temperature=TEMPERATURE, tile=8
-    )
+def make_step(encoder, builder, mesh, learning_rate=2e-3, passes="two"):
+    """Optimiser, step and its buffers."""
+    gradient, kept = make_gradient(encoder, builder, mesh, passes=passes)
     schedule = optax.constant_schedule(learning_rate)
     optimizer = optax.adamw(schedule)
-    return optimizer, jax.jit(
-        steps.make_train_step(gradient, optimizer, schedule), donate_argnums=0
-    )
+    step = jax.jit(steps.make_train_step(gradient, optimizer, schedule), donate_argnums=(0, 1))
+    return optimizer, step, kept
 
 
 def test_training_lowers_the_loss(encoder, params):
     mesh = meshes.make_mesh(1)
     builder = tiny.builder(1, views=[tiny.memory_view("one", 0, records=32, shared=0.0)])
     with jax.set_mesh(mesh):
-        optimizer, step = make_step(encoder, builder, mesh)
+        optimizer, step, kept = make_step(encoder, builder, mesh)
         state = states.init_state(params, optimizer, mesh)
         losses = []
         for number in range(60):
-            state, metrics = step(state, meshes.host_to_global(mesh, builder(number).arrays))
+            batch = meshes.host_to_global(mesh, builder(number).arrays)
+            state, kept, metrics = step(state, kept, batch)
             losses.append(float(metrics["loss"]))
     assert int(state["step"]) == 60
     assert losses[-1] < 0.5 * losses[0]
@@ -235,13 +256,13 @@ def test_one_program_serves_all_sources(encoder, params):
     mesh = meshes.make_mesh(1)
     builder = tiny.builder(1)
     with jax.set_mesh(mesh):
-        optimizer, step = make_step(encoder, builder, mesh)
+        optimizer, step, kept = make_step(encoder, builder, mesh)
         state = states.init_state(params, optimizer, mesh)
         sources = set()
         for number in range(6):
             host = builder(number)
             sources.add((host.source, int(host.arrays["microbatches"][0])))
-            state, _ = step(state, meshes.host_to_global(mesh, host.arrays))
+            state, kept, _ = step(state, kept, meshes.host_to_global(mesh, host.arrays))
     assert len({microbatches for _, microbatches in sources}) > 1  # unlike amounts of work
     assert step._cache_size() == 1
 
@@ -252,10 +273,10 @@ def test_a_gradient_that_is_not_finite_changes_nothing(encoder, params):
     broken = jax.tree.map(np.copy, params)
     broken["embeddings"]["token"][20] = np.nan
     with jax.set_mesh(mesh):
-        optimizer, step = make_step(encoder, builder, mesh)
+        optimizer, step, kept = make_step(encoder, builder, mesh)
         state = states.init_state(broken, optimizer, mesh)
         before = jax.device_get(state)
-        state, metrics = step(state, meshes.host_to_global(mesh, builder(0).arrays))
+        state, _, metrics = step(state, kept, meshes.host_to_global(mesh, builder(0).arrays))
     assert not metrics["finite"]
     for old, new in zip(
         jax.tree.leaves(before["params"]), jax.tree.leaves(state["params"]), strict=True
