@@ -44,6 +44,8 @@ _FREE = (
     "export",
     "report",
     "loss.tile",
+    "train.microbatch",
+    "train.passes",
 )
 
 

@@ -3,9 +3,14 @@
 import json
 import os
 
+import jax
 import numpy as np
 import pytest
 
+from arcticjax.config import load_config
+from arcticjax.parallel import mesh as meshes
+from arcticjax.step import activations
+from arcticjax.train import setup
 from tests import tiny
 from tests.train.running import BARE, finish, losses, start, train
 
@@ -16,6 +21,34 @@ def short(tmp_path_factory):
     folder = tmp_path_factory.mktemp("short")
     train(tiny.run_config(folder, **BARE))
     return folder
+
+
+def test_encoding_once_or_twice_is_the_same_run(short, tmp_path):
+    train(tiny.run_config(tmp_path, **{"train.passes": "two"}, **BARE))
+    one, two = (
+        json.loads((folder / "run" / "result.json").read_text())["compiled_shapes"][0]
+        for folder in (short, tmp_path)
+    )
+    assert (one["passes"], two["passes"]) == ("one", "two")
+    assert one["kept_bytes"] > two["kept_bytes"] == 0
+    close(losses(short), losses(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("room", "wanted", "passes"),
+    [(4, "auto", "one"), (3.9, "auto", "two"), (None, "auto", "two"), (1, "one", "one")],
+)
+def test_activations_are_kept_where_memory_allows(tmp_path, monkeypatch, room, wanted, passes):
+    """`room`: memory of a device over what would be kept."""
+    config = load_config(tiny.run_config(tmp_path, **{"train.passes": wanted}))
+    mesh = meshes.make_mesh(1)
+    with jax.set_mesh(mesh):
+        monkeypatch.setattr(meshes, "device_memory", lambda: 2**60)
+        kept = activations.buffer_bytes(setup.prepare(config, mesh).kept)
+        monkeypatch.setattr(meshes, "device_memory", lambda: room and int(room * kept))
+        ready = setup.prepare(config, mesh)
+    assert ready.passes == passes
+    assert activations.buffer_bytes(ready.kept) == (kept if passes == "one" else 0)
 
 
 def test_eight_devices_give_the_run_of_one(short, tmp_path):
