@@ -55,7 +55,7 @@ def local_mesh() -> Mesh:
     return _mesh(1, 1, jax.local_devices()[:1])
 
 
-def _mesh(data: int, fsdp: int, devices: Sequence[jax.Device]) -> Mesh:
+def _mesh(data: int, fsdp: int, devices: Sequence[Any]) -> Mesh:
     # Positional and Auto: the argument's name and the default axis type changed between jax
     # versions.
     return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)

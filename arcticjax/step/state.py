@@ -25,8 +25,8 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh)
     return {"step": meshes.replicate(mesh, jnp.int32(0)), "params": params, "optimizer": moments}
 
 
-def abstract(state: State) -> State:
-    """Shapes, dtypes and shardings of a state."""
+def abstract(arrays: Any) -> Any:
+    """Shapes, dtypes and shardings of a state or another tree of arrays."""
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), arrays
     )

@@ -161,7 +161,9 @@ def _compile(ready: setup.Setup, state: states.State, buffers: activations.Kept)
         donate_argnums=(0, 1),
         out_shardings=(sharding, meshes.batch_sharding(ready.mesh), sharding),
     )
-    return step.lower(*map(states.abstract, (state, buffers, batch))).compile()
+    return step.lower(
+        states.abstract(state), states.abstract(buffers), states.abstract(batch)
+    ).compile()
 
 
 def _check_unchanged(config: RunConfig, directory: Path) -> None:
