@@ -15,6 +15,13 @@ to s_ij it is (sum_p w_ip) exp(s_ij - L_i): the positive's weight is minus the s
 construction. The usual forms subtract two numbers near 1 instead, and lose every digit once pairs
 are well separated.
 
+Further matrices (`Contrast`: query against queries, document against documents or queries) add
+negatives to L_i (the improved contrastive loss of GTE, arXiv 2308.03281, section 3.2).
+
+Matryoshka (arXiv 2205.13147): the first k numbers of each embedding, normalised again, must do the
+same task. Products of a tile are summed up from one size to the next, so all sizes together cost
+the multiplications of the largest.
+
 Equivalence. Any tile size, row block, order of columns and division of rows over devices gives the
 same sums and gradients up to fp32 rounding: a term needs its own row and all documents, and nothing
 of other rows. On several devices, with documents gathered by `all_gather(..., tiled=True)` inside
@@ -24,18 +31,39 @@ the gather's transpose (a reduce-scatter) adds what each device owes to a docume
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from arcticjax.losses.labels import Labels, LossSums
+from arcticjax.losses.labels import Contrast, Guide, Labels, LossSums
+from arcticjax.losses.tiles import (
+    block_at,
+    block_count,
+    from_norms,
+    positive_cosines,
+    pull,
+    slicers,
+    tile_cosines,
+)
 
 # Scores held at once (8 MiB in fp32): rows are taken in blocks of this over `tile`.
 SCORES_AT_ONCE = 2**21
 # Below every score, and finite, so that differences of it are numbers.
 FLOOR = -1e30
+
+
+class _Options(NamedTuple):
+    """What is known when the program is traced."""
+
+    tile: int
+    rows: int
+    sizes: tuple[int, ...]
+    weights: tuple[float, ...]
+    margin: float | None
 
 
 def tiled_infonce(
@@ -46,281 +74,289 @@ def tiled_infonce(
     temperature: float | jax.Array,
     tile: int,
     row_block: int | None = None,
+    sizes: Sequence[tuple[int, float]] | None = None,
+    contrasts: Sequence[Contrast] = (),
+    margin: float | None = None,
+    guide: Guide | None = None,
 ) -> LossSums:
     """InfoNCE sums of this device's queries against all documents, `tile` columns at a time.
 
-    Both inputs are L2-normalised and of one dtype. `tile` need not divide T and may exceed it.
+    Embeddings are L2-normalised and of one dtype. `tile` need not divide T and may exceed it.
     `row_block` rows are scored at once (None: as many as keep a tile within `SCORES_AT_ONCE`).
+    sizes: Matryoshka, (leading dimensions, weight) each; None is the whole embedding with weight 1.
+    contrasts: further negatives of each row.
+    margin: a column whose cosine exceeds that of the row's lowest positive by more than this is
+        taken for a false negative and left out (cosines, so that signs do not matter).
+    guide: leaves out columns by the cosines of another model in the same way, with no margin.
+
     Scores, logsumexp and gradient sums are fp32. fp32 inputs are multiplied at full precision on
     every backend (a TPU would otherwise round them to bf16); bf16 inputs are multiplied as bf16
     with fp32 accumulation, softmax weights rounded to bf16 in the backward pass: the caller chooses
-    by casting. Gradients flow to queries, documents and `temperature`; no second derivatives.
-    Scores are recomputed in the backward pass. No scatter is used, so results are deterministic.
+    by casting. Gradients flow to all embeddings but the guide's, and to `temperature`; no second
+    derivatives. Scores are recomputed in the backward pass. No scatter is used, so results are
+    deterministic.
 
     Raises ValueError when shapes or dtypes do not fit each other.
     """
-    _check(queries_bD, documents_TD, labels)
+    first = Contrast(queries_bD, documents_TD, labels.column_groups_T, guide)
+    contrasts = (first, *contrasts)
+    width = queries_bD.shape[-1]
+    chosen = sorted(sizes or [(width, 1.0)])
+    _check(contrasts, labels, chosen)
     if tile < 1 or (row_block is not None and row_block < 1):
         raise ValueError(f"tile and row_block must be at least 1, got {tile} and {row_block}")
-    tile = min(tile, documents_TD.shape[0])
-    rows = min(row_block or max(1, SCORES_AT_ONCE // tile), queries_bD.shape[0])
-    temperature = jnp.asarray(temperature, jnp.float32)
+    tile = min(tile, max(contrast.columns_TD.shape[0] for contrast in contrasts))
+    at_once = row_block or max(1, SCORES_AT_ONCE // (tile * len(chosen)))
+    options = _Options(
+        tile,
+        min(at_once, queries_bD.shape[0]),
+        tuple(size for size, _ in chosen),
+        tuple(float(weight) for _, weight in chosen),
+        margin,
+    )
     # One varying type for all, so that the rules below need no care for devices; where something
     # replicated comes in, the transpose of this cast adds the devices' gradients.
-    queries_bD, documents_TD, temperature, labels = _vary_alike(
-        (queries_bD, documents_TD, temperature, labels)
+    contrasts, temperature, labels = _vary_alike(
+        (contrasts, jnp.asarray(temperature, jnp.float32), labels)
     )
-    return _tiled(queries_bD, documents_TD, temperature, labels, tile, rows)
+    embeddings = tuple((one.rows_bD, one.columns_TD) for one in contrasts)
+    fixed = (tuple((one.column_groups_T, one.guide) for one in contrasts), labels)
+    return _tiled(embeddings, temperature, fixed, options)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _tiled(queries_bD, documents_TD, temperature, labels: Labels, tile: int, rows: int) -> LossSums:
-    return _forward(queries_bD, documents_TD, temperature, labels, tile, rows)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _tiled(embeddings, temperature, fixed, options: _Options) -> LossSums:
+    return _forward(embeddings, temperature, fixed, options)[0]
 
 
-def _forward(queries_bD, documents_TD, temperature, labels: Labels, tile: int, rows: int):
-    largest_b, total_b, positive_bP = _row_statistics(
-        queries_bD, documents_TD, temperature, labels, tile, rows
-    )
+def _forward(embeddings, temperature, fixed, options: _Options):
+    contrasts, labels = _together(embeddings, fixed)
+    first = contrasts[0]
+    positives_KbP = positive_cosines(first, labels.positives_bP, options.sizes) / temperature
+    limits = _limits(first, labels.positives_bP, options)
+    largest_Kb, total_Kb = _row_statistics(first, labels, temperature, limits, options, True)
+    largest_of_documents_b = largest_Kb[-1]
+    contested_by_documents_b = total_Kb[-1] != 0  # also true of NaN, which must reach the loss
+    for contrast in contrasts[1:]:
+        more_Kb, more_total_Kb = _row_statistics(
+            contrast, labels, temperature, limits, options, False
+        )
+        larger_Kb = jnp.maximum(largest_Kb, more_Kb)
+        total_Kb = total_Kb * jnp.exp(largest_Kb - larger_Kb)
+        total_Kb = total_Kb + more_total_Kb * jnp.exp(more_Kb - larger_Kb)
+        largest_Kb = larger_Kb
     valid_bP = (labels.positives_bP >= 0) & (labels.row_groups_b >= 0)[:, None]
-    contested_b = total_b != 0  # also true of NaN, which must reach the loss
     # FLOOR where a row has no negatives: its terms and their gradients come out as exactly 0.
-    negatives_b = largest_b + jnp.log(jnp.where(contested_b, total_b, 1))
-    gap_bP = negatives_b[:, None] - positive_bP
-    term_bP = jnp.maximum(gap_bP, 0) + jnp.log1p(jnp.exp(-jnp.abs(gap_bP)))
-    correct_bP = positive_bP > largest_b[:, None]
-    hardest_bP = jnp.where(contested_b, largest_b, 0)[:, None] * jnp.ones_like(positive_bP)
+    negatives_Kb = largest_Kb + jnp.log(jnp.where(total_Kb != 0, total_Kb, 1))
+    gap_KbP = negatives_Kb[:, :, None] - positives_KbP
+    term_KbP = jnp.maximum(gap_KbP, 0) + jnp.log1p(jnp.exp(-jnp.abs(gap_KbP)))
+    size_weights_K = jnp.asarray(options.weights, jnp.float32)
+    positive_bP = positives_KbP[-1]
+    hardest_b = jnp.where(contested_by_documents_b, largest_of_documents_b, 0)
 
     def total(values_bP):
         return jnp.sum(jnp.where(valid_bP, values_bP, 0), dtype=jnp.float32)
 
     sums = LossSums(
-        loss=total(term_bP),
+        loss=total(jnp.sum(size_weights_K[:, None, None] * term_KbP, axis=0)),
         count=total(jnp.ones_like(positive_bP)),
-        correct=total(correct_bP.astype(jnp.float32)),
+        correct=total((positive_bP > largest_of_documents_b[:, None]).astype(jnp.float32)),
         positive_score=total(positive_bP) * temperature,
-        hardest_negative_score=total(hardest_bP) * temperature,
+        hardest_negative_score=total(hardest_b[:, None] * jnp.ones_like(positive_bP)) * temperature,
     )
-    weights_bP = jnp.where(valid_bP, _sigmoid(gap_bP), 0)
-    return sums, (queries_bD, documents_TD, temperature, labels, negatives_b, weights_bP)
+    weights_KbP = size_weights_K[:, None, None] * _sigmoid(gap_KbP)
+    weights_KbP = jnp.where(valid_bP[None], weights_KbP, 0)
+    return sums, (embeddings, temperature, fixed, limits, negatives_Kb, weights_KbP)
 
 
-def _backward(tile: int, rows: int, residuals, cotangents: LossSums):
-    queries_bD, documents_TD, temperature, labels, negatives_b, weights_bP = residuals
-    # score = cosine / temperature: its derivative goes into b * P numbers instead of b * T.
-    weights_bP = weights_bP * (cotangents.loss / temperature)
-    queries_grad_bD, documents_grad_TD = _gradients(
-        queries_bD, documents_TD, temperature, labels, negatives_b, weights_bP, tile, rows
-    )
-    # The gradient is -1/temperature times the sum of s_ij * d loss / d s_ij, which is the product
-    # of the queries with their own gradient.
-    temperature_grad = -jnp.sum(queries_bD.astype(jnp.float32) * queries_grad_bD) / temperature
-    return (
-        queries_grad_bD.astype(queries_bD.dtype),
-        documents_grad_TD.astype(documents_TD.dtype),
-        temperature_grad,
-        None,
-    )
+def _backward(options: _Options, residuals, cotangents: LossSums):
+    embeddings, temperature, fixed, limits, negatives_Kb, weights_KbP = residuals
+    contrasts, labels = _together(embeddings, fixed)
+    # score = cosine / temperature: its derivative goes into K * b * P numbers instead of b * T.
+    weights_KbP = weights_KbP * (cotangents.loss / temperature)
+    found, product = [], jnp.float32(0)
+    for index, contrast in enumerate(contrasts):
+        rows_grad_bD, columns_grad_TD, part = _gradients(
+            contrast, labels, temperature, limits, negatives_Kb, weights_KbP, options, index == 0
+        )
+        product = product + part
+        found.append(
+            (
+                rows_grad_bD.astype(contrast.rows_bD.dtype),
+                columns_grad_TD.astype(contrast.columns_TD.dtype),
+            )
+        )
+    return tuple(found), -product / temperature, None
 
 
 _tiled.defvjp(_forward, _backward)
 
 
-def _row_statistics(queries_bD, documents_TD, temperature, labels: Labels, tile: int, rows: int):
-    """Largest negative score of a row, sum of exp(negative - largest), and its positives' scores.
+def _together(embeddings, fixed) -> tuple[list[Contrast], Labels]:
+    parts, labels = fixed
+    return [
+        Contrast(rows, columns, groups, guide)
+        for (rows, columns), (groups, guide) in zip(embeddings, parts, strict=True)
+    ], labels
+
+
+def _row_statistics(
+    contrast: Contrast, labels: Labels, temperature, limits, options: _Options, first: bool
+):
+    """Largest negative score of a row, and sum of exp(negative - largest), by Matryoshka size.
 
     Online logsumexp: a tile with a larger maximum rescales the sum so far. A row without negatives
-    keeps (FLOOR, 0).
+    keeps (FLOOR, 0). `first`: whether the columns are those that labels speak of.
     """
-    b, slots = labels.positives_bP.shape
-    columns = documents_TD.shape[0]
+    b, count = contrast.rows_bD.shape[0], len(options.sizes)
+    columns = contrast.columns_TD.shape[0]
+    tile = min(options.tile, columns)
+    slice_rows, slice_tile = slicers(contrast, labels, limits, options.sizes, first)
 
     def row_step(block, carry):
-        start, _ = _block(block, rows, b)
-        queries_rD = lax.dynamic_slice_in_dim(queries_bD, start, rows)
-        positives_rP = lax.dynamic_slice_in_dim(labels.positives_bP, start, rows)
-        groups_r = lax.dynamic_slice_in_dim(labels.row_groups_b, start, rows)
+        start, _ = block_at(block, options.rows, b)
+        rows = slice_rows(start, options.rows)
 
         def tile_step(index, statistics):
-            largest_r, total_r = statistics
-            first, fresh_t = _block(index, tile, columns)
-            documents_tD = lax.dynamic_slice_in_dim(documents_TD, first, tile)
-            groups_t = lax.dynamic_slice_in_dim(labels.column_groups_T, first, tile)
-            scores_rt, _ = _tile_scores(
-                queries_rD,
-                documents_tD,
-                temperature,
-                groups_r,
-                groups_t,
-                positives_rP,
-                first,
-                fresh_t,
+            largest_Kr, total_Kr = statistics
+            cosines_Krt, negative_rt, _ = tile_cosines(
+                rows, slice_tile(index, tile), options.sizes, first
             )
-            larger_r = jnp.maximum(largest_r, jnp.max(scores_rt, axis=1))
-            fresh_total_r = jnp.sum(jnp.exp(scores_rt - larger_r[:, None]), axis=1)
-            return larger_r, total_r * jnp.exp(largest_r - larger_r) + fresh_total_r
+            scores_Krt = jnp.where(negative_rt[None], cosines_Krt / temperature, -jnp.inf)
+            larger_Kr = jnp.maximum(largest_Kr, jnp.max(scores_Krt, axis=2))
+            fresh_Kr = jnp.sum(jnp.exp(scores_Krt - larger_Kr[:, :, None]), axis=2)
+            return larger_Kr, total_Kr * jnp.exp(largest_Kr - larger_Kr) + fresh_Kr
 
-        empty = _vary_as(
-            queries_bD, (jnp.full(rows, FLOOR, jnp.float32), jnp.zeros(rows, jnp.float32))
+        shape = (count, options.rows)
+        empty = (jnp.full(shape, FLOOR, jnp.float32), jnp.zeros(shape, jnp.float32))
+        found = lax.fori_loop(
+            0, block_count(columns, tile), tile_step, _vary_as(contrast.rows_bD, empty)
         )
-        largest_r, total_r = lax.fori_loop(0, _count(columns, tile), tile_step, empty)
-        positive_rP = _positive_scores(queries_rD, documents_TD, positives_rP, temperature)
         return tuple(
-            lax.dynamic_update_slice_in_dim(whole, part, start, 0)
-            for whole, part in zip(carry, (largest_r, total_r, positive_rP), strict=True)
+            lax.dynamic_update_slice_in_dim(whole, part, start, 1)
+            for whole, part in zip(carry, found, strict=True)
         )
 
-    start = _vary_as(
-        queries_bD, tuple(jnp.zeros(shape, jnp.float32) for shape in ((b,), (b,), (b, slots)))
+    start = (jnp.zeros((count, b), jnp.float32), jnp.zeros((count, b), jnp.float32))
+    return lax.fori_loop(
+        0, block_count(b, options.rows), row_step, _vary_as(contrast.rows_bD, start)
     )
-    return lax.fori_loop(0, _count(b, rows), row_step, start)
 
 
 def _gradients(
-    queries_bD,
-    documents_TD,
-    temperature,
+    contrast: Contrast,
     labels: Labels,
-    negatives_b,
-    weights_bP,
-    tile: int,
-    rows: int,
+    temperature,
+    limits,
+    negatives_Kb,
+    weights_KbP,
+    options: _Options,
+    first: bool,
 ):
-    """fp32 gradients of queries and documents; each tile of scores serves both."""
-    b, width = queries_bD.shape
-    columns = documents_TD.shape[0]
+    """fp32 gradients of rows and columns, and the sum of cosine times its gradient.
+
+    Each tile of scores serves both sides. A cosine of a normalised slice is raw product times both
+    inverse norms; what the norms add to the gradient is, for a text x of norm n, -x / n^2 times its
+    own sum of cosine times gradient.
+    """
+    b, width = contrast.rows_bD.shape
+    columns = contrast.columns_TD.shape[0]
+    tile, rows = min(options.tile, columns), options.rows
+    sliced = options.sizes != (width,)
+    slice_rows, slice_tile = slicers(contrast, labels, limits, options.sizes, first)
+    sums = len(options.sizes) if sliced else 0
 
     def tile_step(index, carry):
-        first, fresh_t = _block(index, tile, columns)
-        documents_tD = lax.dynamic_slice_in_dim(documents_TD, first, tile)
-        groups_t = lax.dynamic_slice_in_dim(labels.column_groups_T, first, tile)
+        one_tile = slice_tile(index, tile)
+        first_column, _ = block_at(index, tile, columns)
 
         def row_step(block, carry):
-            queries_grad_bD, documents_grad_tD = carry
-            start, fresh_r = _block(block, rows, b)
-            queries_rD, positives_rP, groups_r, negatives_r, weights_rP = (
-                lax.dynamic_slice_in_dim(whole, start, rows)
-                for whole in (
-                    queries_bD,
-                    labels.positives_bP,
-                    labels.row_groups_b,
-                    negatives_b,
-                    weights_bP,
-                )
-            )
+            rows_grad_bD, row_sums_bK, columns_grad_tD, column_sums_tK = carry
+            start, fresh_r = block_at(block, rows, b)
+            some = slice_rows(start, rows)
+            negatives_Kr = lax.dynamic_slice_in_dim(negatives_Kb, start, rows, 1)
+            weights_KrP = lax.dynamic_slice_in_dim(weights_KbP, start, rows, 1)
             if fresh_r is not None:
-                weights_rP = jnp.where(fresh_r[:, None], weights_rP, 0)
-            scores_rt, hits_Prt = _tile_scores(
-                queries_rD,
-                documents_tD,
-                temperature,
-                groups_r,
-                groups_t,
-                positives_rP,
-                first,
-                fresh_t,
-            )
-            grad_rt = jnp.sum(weights_rP, axis=1)[:, None] * jnp.exp(
-                scores_rt - negatives_r[:, None]
+                weights_KrP = jnp.where(fresh_r[None, :, None], weights_KrP, 0)
+            cosines_Krt, negative_rt, hits_Prt = tile_cosines(some, one_tile, options.sizes, first)
+            scores_Krt = jnp.where(negative_rt[None], cosines_Krt / temperature, -jnp.inf)
+            grad_Krt = jnp.sum(weights_KrP, axis=2)[:, :, None] * jnp.exp(
+                scores_Krt - negatives_Kr[:, :, None]
             )
             for slot, hits_rt in enumerate(hits_Prt):
-                grad_rt = jnp.where(hits_rt, grad_rt - weights_rP[:, slot, None], grad_rt)
-            grad_rt = grad_rt.astype(queries_bD.dtype)
-            part_rD = lax.dynamic_slice_in_dim(queries_grad_bD, start, rows)
-            part_rD = part_rD + _matmul(grad_rt, documents_tD, ((1,), (0,)))
-            documents_grad_tD = documents_grad_tD + _matmul(grad_rt, queries_rD, ((0,), (0,)))
+                grad_Krt = jnp.where(
+                    hits_rt[None], grad_Krt - weights_KrP[:, :, slot, None], grad_Krt
+                )
+            if sliced:
+                products_Krt = grad_Krt * cosines_Krt
+                row_sums_bK = _add_rows(row_sums_bK, jnp.sum(products_Krt, axis=2).T, start)
+                column_sums_tK = column_sums_tK + jnp.sum(products_Krt, axis=1).T
+            into_rows_rD, into_columns_tD = pull(grad_Krt, some, one_tile, options.sizes)
             return (
-                lax.dynamic_update_slice_in_dim(queries_grad_bD, part_rD, start, 0),
-                documents_grad_tD,
+                _add_rows(rows_grad_bD, into_rows_rD, start),
+                row_sums_bK,
+                columns_grad_tD + into_columns_tD,
+                column_sums_tK,
             )
 
-        queries_grad_bD, documents_grad_TD = carry
+        rows_grad_bD, row_sums_bK, columns_grad_TD, column_sums_TK = carry
         # The last tile may lie over the one before: it adds to what is there.
-        part_tD = lax.dynamic_slice_in_dim(documents_grad_TD, first, tile)
-        queries_grad_bD, part_tD = lax.fori_loop(
-            0, _count(b, rows), row_step, (queries_grad_bD, part_tD)
+        parts = (
+            lax.dynamic_slice_in_dim(columns_grad_TD, first_column, tile),
+            lax.dynamic_slice_in_dim(column_sums_TK, first_column, tile),
         )
-        return queries_grad_bD, lax.dynamic_update_slice_in_dim(
-            documents_grad_TD, part_tD, first, 0
+        rows_grad_bD, row_sums_bK, grad_tD, sums_tK = lax.fori_loop(
+            0, block_count(b, rows), row_step, (rows_grad_bD, row_sums_bK, *parts)
+        )
+        return (
+            rows_grad_bD,
+            row_sums_bK,
+            lax.dynamic_update_slice_in_dim(columns_grad_TD, grad_tD, first_column, 0),
+            lax.dynamic_update_slice_in_dim(column_sums_TK, sums_tK, first_column, 0),
         )
 
-    start = _vary_as(
-        queries_bD,
-        (jnp.zeros((b, width), jnp.float32), jnp.zeros((columns, width), jnp.float32)),
+    shapes = ((b, width), (b, sums), (columns, width), (columns, sums))
+    start = _vary_as(contrast.rows_bD, tuple(jnp.zeros(shape, jnp.float32) for shape in shapes))
+    rows_grad_bD, row_sums_bK, columns_grad_TD, column_sums_TK = lax.fori_loop(
+        0, block_count(columns, tile), tile_step, start
     )
-    return lax.fori_loop(0, _count(columns, tile), tile_step, start)
-
-
-def _tile_scores(
-    queries_rD, documents_tD, temperature, groups_r, groups_t, positives_rP, first, fresh_t
-):
-    """Scores, -inf where a column is no negative of the row; and where each positive of it is."""
-    scores_rt = _matmul(queries_rD, documents_tD, ((1,), (1,))) / temperature
-    columns_t = first + lax.iota(jnp.int32, documents_tD.shape[0])
-    real_t = groups_t >= 0
-    if fresh_t is not None:
-        real_t = real_t & fresh_t
-        columns_t = jnp.where(fresh_t, columns_t, -2)  # no positive's number, not even "none"
-    negative_rt = real_t[None, :] & (groups_t[None, :] != groups_r[:, None])
-    hits_Prt = []
-    for slot in range(positives_rP.shape[1]):
-        hits_rt = columns_t[None, :] == positives_rP[:, slot, None]
-        negative_rt = negative_rt & ~hits_rt
-        hits_Prt.append(hits_rt)
-    return jnp.where(negative_rt, scores_rt, -jnp.inf), hits_Prt
-
-
-def _positive_scores(queries_rD, documents_TD, positives_rP, temperature):
-    """Scores of the positives; of column 0 where there is none (masked by the caller)."""
-    scores = []
-    for slot in range(positives_rP.shape[1]):  # one slot at a time: r * D numbers, not r * P * D
-        documents_rD = jnp.take(documents_TD, jnp.maximum(positives_rP[:, slot], 0), axis=0)
-        scores.append(
-            jnp.einsum(
-                "rd,rd->r",
-                queries_rD,
-                documents_rD,
-                precision=_precision(queries_rD),
-                preferred_element_type=jnp.float32,
-            )
-        )
-    return jnp.stack(scores, axis=1) / temperature
-
-
-def _matmul(left, right, contracted: tuple[tuple[int, ...], tuple[int, ...]]):
-    return lax.dot_general(
-        left,
-        right,
-        (contracted, ((), ())),
-        precision=_precision(left),
-        preferred_element_type=jnp.float32,
+    if not sliced:
+        # The sum over a row of cosine times gradient is the row's product with its own gradient.
+        rows_bD = contrast.rows_bD.astype(jnp.float32)
+        return rows_grad_bD, columns_grad_TD, jnp.sum(rows_bD * rows_grad_bD)
+    return (
+        rows_grad_bD - from_norms(contrast.rows_bD, row_sums_bK, options.sizes),
+        columns_grad_TD - from_norms(contrast.columns_TD, column_sums_TK, options.sizes),
+        jnp.sum(row_sums_bK),
     )
 
 
-def _precision(operand) -> lax.Precision:
-    return lax.Precision.HIGHEST if operand.dtype == jnp.float32 else lax.Precision.DEFAULT
+def _limits(first: Contrast, positives_bP, options: _Options):
+    """Cosines above which a column is no negative of a row, by the model and by the guide."""
+
+    def lowest(cosines_bP):
+        return jnp.min(jnp.where(positives_bP >= 0, cosines_bP, jnp.inf), axis=1)
+
+    limits_b, guide_limits_b = None, None
+    if options.margin is not None:
+        cosines_KbP = positive_cosines(first, positives_bP, options.sizes[-1:])
+        limits_b = lowest(cosines_KbP[0]) + options.margin
+    if first.guide is not None:
+        guide = Contrast(*first.guide, first.column_groups_T)
+        width = first.guide.rows_bG.shape[1]
+        guide_limits_b = lowest(positive_cosines(guide, positives_bP, (width,))[0])
+    return limits_b, guide_limits_b
+
+
+def _add_rows(whole, part, start):
+    there = lax.dynamic_slice_in_dim(whole, start, part.shape[0])
+    return lax.dynamic_update_slice_in_dim(whole, there + part, start, 0)
 
 
 def _sigmoid(values):
     """Relative accuracy in both tails, whatever form the backend gives its logistic."""
     small = jnp.exp(-jnp.abs(values))
     return jnp.where(values >= 0, 1, small) / (1 + small)
-
-
-def _count(length: int, block: int) -> int:
-    return -(-length // block)
-
-
-def _block(index, block: int, length: int):
-    """Start of a block, moved back to end within `length`, and which places no earlier block had.
-
-    The second is None when blocks divide the length.
-    """
-    wanted = index * block
-    if length % block == 0:
-        return wanted, None
-    start = jnp.minimum(wanted, length - block)
-    return start, start + lax.iota(jnp.int32, block) >= wanted
 
 
 def _varying_axes(array) -> frozenset[str]:
@@ -334,7 +370,7 @@ def _vary_as(pattern, values):
     return lax.pcast(values, axes, to="varying") if axes else values
 
 
-def _vary_alike(values: tuple) -> tuple:
+def _vary_alike(values):
     """All arrays marked as varying over every mesh axis that one of them varies over."""
     axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(values)))
 
@@ -345,21 +381,32 @@ def _vary_alike(values: tuple) -> tuple:
     return jax.tree.map(cast, values)
 
 
-def _check(queries_bD, documents_TD, labels: Labels) -> None:
-    b, width = queries_bD.shape
+def _check(contrasts: Sequence[Contrast], labels: Labels, sizes: Sequence[tuple[int, float]]):
+    first = contrasts[0]
+    b, width = first.rows_bD.shape
     shapes_fit = (
-        documents_TD.shape[1:] == (width,)
-        and labels.positives_bP.shape[:1] == (b,)
+        labels.positives_bP.shape[:1] == (b,)
         and labels.positives_bP.ndim == 2
         and labels.row_groups_b.shape == (b,)
-        and labels.column_groups_T.shape == documents_TD.shape[:1]
     )
+    for one in contrasts:
+        columns = one.columns_TD.shape[0]
+        shapes_fit &= one.rows_bD.shape == (b, width) and one.columns_TD.shape == (columns, width)
+        shapes_fit &= one.column_groups_T.shape == (columns,)
+        if one.guide is not None:
+            rows_bG, columns_TG = one.guide
+            shapes_fit &= rows_bG.shape == (b, columns_TG.shape[1]) and len(columns_TG) == columns
     if not shapes_fit:
         raise ValueError(
-            f"shapes do not fit: queries {queries_bD.shape}, documents {documents_TD.shape}, "
+            f"shapes do not fit: rows and columns "
+            f"{[(one.rows_bD.shape, one.columns_TD.shape) for one in contrasts]}, "
             f"labels {[leaf.shape for leaf in labels]}"
         )
-    if queries_bD.dtype != documents_TD.dtype:
-        raise ValueError(
-            f"queries are {queries_bD.dtype}, documents {documents_TD.dtype}: cast one to the other"
-        )
+    dtypes = {str(array.dtype) for one in contrasts for array in (one.rows_bD, one.columns_TD)}
+    if len(dtypes) > 1:
+        raise ValueError(f"embeddings are {' and '.join(sorted(dtypes))}: cast one to the other")
+    if any(one.guide is not None for one in contrasts) and first.guide is None:
+        raise ValueError("a guide of further contrasts needs that of queries and documents")
+    numbers = [size for size, _ in sizes]
+    if len(set(numbers)) < len(numbers) or not all(1 <= size <= width for size in numbers):
+        raise ValueError(f"sizes {numbers} must be distinct and between 1 and {width}")

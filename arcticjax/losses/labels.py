@@ -19,15 +19,36 @@ class Labels(NamedTuple):
     """Group of each column; -1 = an empty column, which is never a negative."""
 
 
+class Guide(NamedTuple):
+    """Embeddings of the same texts by another model, L2-normalised: a column that it finds nearer
+    to a row than the row's positive is no negative (GISTEmbed, arXiv 2402.16829)."""
+
+    rows_bG: jax.Array
+    columns_TG: jax.Array
+
+
+class Contrast(NamedTuple):
+    """A further matrix of scores whose entries are negatives of the same rows.
+
+    Row i of `rows_bD` stands for row i of the batch: its query again, or its document. Columns of
+    the row's own group are left out, so a text never meets itself.
+    """
+
+    rows_bD: jax.Array
+    columns_TD: jax.Array
+    column_groups_T: jax.Array
+    guide: Guide | None = None
+
+
 class LossSums(NamedTuple):
     """Sums over the (row, positive) pairs of this device, fp32 scalars: no mean is taken here.
 
     Only `loss` carries gradient. A row without negatives has loss 0, is `correct`, and adds 0 to
-    `hardest_negative_score`.
+    `hardest_negative_score`. The others speak of whole embeddings, queries against documents.
     """
 
     loss: jax.Array
-    """Nats."""
+    """Nats; with several Matryoshka sizes the weighted sum over them."""
     count: jax.Array
     """Number of pairs."""
     correct: jax.Array
