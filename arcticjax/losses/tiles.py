@@ -43,37 +43,40 @@ def slicers(contrast: Contrast, labels: Labels, limits, sizes: tuple[int, ...], 
     row_norms_bK = _inverse_norms(contrast.rows_bD, sizes)
     column_norms_TK = _inverse_norms(contrast.columns_TD, sizes)
     limits_b, guide_limits_b = limits
+    guide = contrast.guide
+    all_rows = Rows(
+        contrast.rows_bD,
+        row_norms_bK,
+        labels.row_groups_b,
+        labels.positives_bP,
+        limits_b,
+        None if guide is None else guide.rows_bG,
+        None if guide is None else guide_limits_b,
+    )
+    all_columns = Tile(
+        contrast.columns_TD,
+        column_norms_TK,
+        contrast.column_groups_T,
+        lax.iota(jnp.int32, columns),
+        None if guide is None else guide.columns_TG,
+    )
+
+    def cut(parts, start, count: int):
+        return jax.tree.map(lambda part: lax.dynamic_slice_in_dim(part, start, count), parts)
 
     def rows(start, count: int) -> Rows:
-        return Rows(
-            *(
-                part if part is None else lax.dynamic_slice_in_dim(part, start, count)
-                for part in (
-                    contrast.rows_bD,
-                    row_norms_bK,
-                    labels.row_groups_b,
-                    labels.positives_bP,
-                    limits_b,
-                    contrast.guide and contrast.guide.rows_bG,
-                    guide_limits_b if contrast.guide else None,
-                )
-            )
-        )
+        return cut(all_rows, start, count)
 
     def tile(index, count: int) -> Tile:
         start, fresh_t = block_at(index, count, columns)
-        embeddings_tD, norms_tK, groups_t = (
-            lax.dynamic_slice_in_dim(part, start, count)
-            for part in (contrast.columns_TD, column_norms_TK, contrast.column_groups_T)
+        some = cut(all_columns, start, count)
+        if fresh_t is None:
+            return some
+        # -2 is no positive's number, not even "none".
+        return some._replace(
+            groups_t=jnp.where(fresh_t, some.groups_t, -1),
+            numbers_t=jnp.where(fresh_t, some.numbers_t, -2),
         )
-        numbers_t = start + lax.iota(jnp.int32, count)
-        if fresh_t is not None:
-            groups_t = jnp.where(fresh_t, groups_t, -1)
-            numbers_t = jnp.where(fresh_t, numbers_t, -2)  # no positive's number, not even "none"
-        guide_tG = contrast.guide and lax.dynamic_slice_in_dim(
-            contrast.guide.columns_TG, start, count
-        )
-        return Tile(embeddings_tD, norms_tK, groups_t, numbers_t, guide_tG)
 
     return rows, tile
 
@@ -97,7 +100,7 @@ def tile_cosines(rows: Rows, tile: Tile, sizes: tuple[int, ...], first: bool):
         hits_Prt.append(hits_rt)
     if rows.limits_r is not None:
         negative_rt = negative_rt & ~(cosines_Krt[-1] > rows.limits_r[:, None])  # keeps NaN
-    if rows.guide_rG is not None:
+    if rows.guide_rG is not None and rows.guide_limits_r is not None:
         guided_rt = _matmul(rows.guide_rG, tile.guide_tG, ((1,), (1,)))
         negative_rt = negative_rt & ~(guided_rt > rows.guide_limits_r[:, None])
     return jnp.stack(cosines_Krt), negative_rt, hits_Prt
