@@ -1,5 +1,6 @@
 """A run that is killed or told to stop, and started again, is the run that was left alone."""
 
+import random
 import signal
 import time
 
@@ -20,10 +21,11 @@ def straight(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("kill_at", [30, 130])
-def test_a_killed_run_resumes_bit_for_bit(straight, tmp_path, kill_at):
-    """SIGKILL as soon as `kill_at` steps are reported; the same command then gives the straight
+def test_a_killed_run_resumes_bit_for_bit(straight, tmp_path):
+    """SIGKILL as soon as some random step is reported; the same command then gives the straight
     run's bits."""
+    kill_at = random.randrange(20, 200)
+    print("killed at step", kill_at)
     file = tiny.run_config(tmp_path, **LONG)
     process = start(file)
     metrics = tmp_path / "run" / "metrics.jsonl"
