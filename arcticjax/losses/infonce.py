@@ -132,8 +132,9 @@ def _tiled(embeddings, temperature, fixed, options: _Options) -> LossSums:
 def _forward(embeddings, temperature, fixed, options: _Options):
     contrasts, labels = _together(embeddings, fixed)
     first = contrasts[0]
-    positives_KbP = positive_cosines(first, labels.positives_bP, options.sizes) / temperature
-    limits = _limits(first, labels.positives_bP, options)
+    cosines_KbP = positive_cosines(first, labels.positives_bP, options.sizes)
+    positives_KbP = cosines_KbP / temperature
+    limits = _limits(first, labels.positives_bP, cosines_KbP[-1], options.margin)
     largest_Kb, total_Kb = _row_statistics(first, labels, temperature, limits, options, True)
     largest_of_documents_b = largest_Kb[-1]
     contested_by_documents_b = total_Kb[-1] != 0  # also true of NaN, which must reach the loss
@@ -211,7 +212,7 @@ def _row_statistics(
     b, count = contrast.rows_bD.shape[0], len(options.sizes)
     columns = contrast.columns_TD.shape[0]
     tile = min(options.tile, columns)
-    slice_rows, slice_tile = slicers(contrast, labels, limits, options.sizes, first)
+    slice_rows, slice_tile = slicers(contrast, labels, limits, options.sizes)
 
     def row_step(block, carry):
         start, _ = block_at(block, options.rows, b)
@@ -263,7 +264,7 @@ def _gradients(
     columns = contrast.columns_TD.shape[0]
     tile, rows = min(options.tile, columns), options.rows
     sliced = options.sizes != (width,)
-    slice_rows, slice_tile = slicers(contrast, labels, limits, options.sizes, first)
+    slice_rows, slice_tile = slicers(contrast, labels, limits, options.sizes)
     sums = len(options.sizes) if sliced else 0
 
     def tile_step(index, carry):
@@ -331,16 +332,15 @@ def _gradients(
     )
 
 
-def _limits(first: Contrast, positives_bP, options: _Options):
+def _limits(first: Contrast, positives_bP, cosines_bP, margin: float | None):
     """Cosines above which a column is no negative of a row, by the model and by the guide."""
 
     def lowest(cosines_bP):
         return jnp.min(jnp.where(positives_bP >= 0, cosines_bP, jnp.inf), axis=1)
 
     limits_b, guide_limits_b = None, None
-    if options.margin is not None:
-        cosines_KbP = positive_cosines(first, positives_bP, options.sizes[-1:])
-        limits_b = lowest(cosines_KbP[0]) + options.margin
+    if margin is not None:
+        limits_b = lowest(cosines_bP) + margin
     if first.guide is not None:
         guide = Contrast(*first.guide, first.column_groups_T)
         width = first.guide.rows_bG.shape[1]

@@ -37,7 +37,7 @@ class Rows(NamedTuple):
     guide_limits_r: jax.Array | None
 
 
-def slicers(contrast: Contrast, labels: Labels, limits, sizes: tuple[int, ...], first: bool):
+def slicers(contrast: Contrast, labels: Labels, limits, sizes: tuple[int, ...]):
     """Functions that cut rows and tiles out of a contrast."""
     columns = contrast.columns_TD.shape[0]
     row_norms_bK = _inverse_norms(contrast.rows_bD, sizes)
