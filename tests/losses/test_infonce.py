@@ -1,8 +1,6 @@
 """InfoNCE, dense and tiled, against an fp64 reference, published values and each other."""
 
-import re
 from functools import partial
-from types import SimpleNamespace
 
 import hypothesis
 import hypothesis.strategies as st
@@ -10,128 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 
-from arcticjax.losses import Labels, LossSums, dense_infonce, tiled_infonce
-
-NUMBERS = LossSums._fields
-
-
-def normalise(array):
-    return array / np.linalg.norm(array, axis=-1, keepdims=True)
-
-
-def make_labels(positives, row_groups, column_groups):
-    return Labels(
-        *(jnp.asarray(part, jnp.int32) for part in (positives, row_groups, column_groups))
-    )
-
-
-def diagonal_labels(rows, columns=None):
-    return make_labels(np.arange(rows)[:, None], np.arange(rows), np.arange(columns or rows))
-
-
-def make_problem(seed, rows=24, columns=40, width=16, slots=3, dtype=np.float32):
-    """Random texts, and labels with duplicates, empty rows, columns and slots."""
-    rng = np.random.default_rng(seed)
-    queries = normalise(rng.normal(size=(rows, width)))
-    documents = normalise(rng.normal(size=(columns, width)))
-    row_groups = rng.integers(0, max(rows // 2, 1), rows)
-    column_groups = rng.integers(0, max(rows // 2, 1), columns)
-    positives = np.full((rows, slots), -1)
-    for row in range(rows):
-        chosen = rng.permutation(columns)[: rng.integers(0, min(slots, columns) + 1)]
-        positives[row, rng.permutation(slots)[: len(chosen)]] = chosen
-    row_groups[rng.random(rows) < 0.15] = -1
-    column_groups[rng.random(columns) < 0.15] = -1
-    column_groups[positives[positives >= 0]] = np.abs(column_groups[positives[positives >= 0]])
-    return (
-        jnp.asarray(queries, dtype),
-        jnp.asarray(documents, dtype),
-        make_labels(positives, row_groups, column_groups),
-    )
-
-
-def reference(queries, documents, labels, temperature):
-    """Sums and gradients in fp64 NumPy, one softmax per (row, positive)."""
-    queries, documents = (
-        np.asarray(a.astype(jnp.float32), np.float64) for a in (queries, documents)
-    )
-    positives, row_groups, column_groups = (np.asarray(part) for part in labels)
-    sums = dict.fromkeys(NUMBERS, 0.0)
-    query_grad, document_grad = np.zeros_like(queries), np.zeros_like(documents)
-    temperature_grad = 0.0
-    for row, (mine, group) in enumerate(zip(positives, row_groups, strict=True)):
-        mine = mine[mine >= 0]
-        if group < 0 or len(mine) == 0:
-            continue
-        allowed = (column_groups != -1) & (column_groups != group)
-        allowed[mine] = False
-        others = np.flatnonzero(allowed)
-        row_cosines = documents @ queries[row]
-        for positive in mine:
-            cosine, cosines = row_cosines[positive], row_cosines[others]
-            # softmax over (positive, negatives) relative to the positive: exact in both tails
-            odds = np.exp((cosines - cosine) / temperature)
-            weights = odds / (1 + odds.sum())
-            sums["loss"] += np.log1p(odds.sum())
-            sums["count"] += 1
-            sums["correct"] += all(cosines < cosine)
-            sums["positive_score"] += cosine
-            sums["hardest_negative_score"] += max(cosines, default=0.0)
-            slopes = np.zeros(len(documents))
-            slopes[others] = weights / temperature
-            slopes[positive] = -weights.sum() / temperature
-            query_grad[row] += slopes @ documents
-            document_grad += np.outer(slopes, queries[row])
-            temperature_grad -= weights @ (cosines - cosine) / temperature**2
-    return SimpleNamespace(
-        sums=sums,
-        gradients=(query_grad, document_grad),
-        temperature_gradient=temperature_grad,
-    )
-
-
-@partial(jax.jit, static_argnames=("tile", "row_block"))
-def tiled(queries, documents, labels, temperature, tile=7, row_block=5):
-    def loss(queries, documents, temperature):
-        sums = tiled_infonce(
-            queries, documents, labels, temperature=temperature, tile=tile, row_block=row_block
-        )
-        return sums.loss, sums
-
-    return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(
-        queries, documents, temperature
-    )
-
-
-@jax.jit
-def dense(queries, documents, labels, temperature):
-    def loss(queries, documents, temperature):
-        sums = dense_infonce(queries, documents, labels, temperature=temperature)
-        return sums.loss, sums
-
-    return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(
-        queries, documents, temperature
-    )
-
-
-def error(found, expected):
-    """Size of the difference over the size of what is expected."""
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    return np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30)
-
-
-def assert_equals_reference(result, expected, tolerance=1e-5):
-    (_, sums), gradients = result
-    for name in NUMBERS:
-        assert float(getattr(sums, name)) == pytest.approx(
-            expected.sums[name], rel=tolerance, abs=tolerance
-        ), name
-    for found, wanted in zip(gradients[:2], expected.gradients, strict=True):
-        assert error(found.astype(jnp.float32), wanted) <= tolerance
-
+from arcticjax.losses import LossSums, dense_infonce, tiled_infonce
+from tests.losses.problems import (
+    NUMBERS,
+    assert_equals_reference,
+    dense,
+    diagonal_labels,
+    error,
+    make_labels,
+    make_problem,
+    normalise,
+    reference,
+    tiled,
+)
 
 BOTH = pytest.mark.parametrize("function", [dense, tiled], ids=["dense", "tiled"])
 
@@ -409,117 +299,3 @@ def test_strict_promotion_and_ranks():
 def test_inputs_that_do_not_fit(change, words):
     with pytest.raises(ValueError, match=words):
         tiled_infonce(*change(*make_problem(0)), temperature=0.1, tile=8)
-
-
-# Devices.
-
-
-def sharded_step(devices, tile, row_block=None):
-    """Mean loss of the global batch and its gradients, everything inside one shard_map."""
-    mesh = jax.make_mesh((devices,), ("data",), (AxisType.Auto,), devices=jax.devices()[:devices])
-    split, whole = P("data"), P()
-
-    @jax.jit
-    @partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(split, split, Labels(split, split, whole), whole),
-        out_specs=((whole, LossSums(*[whole] * 5)), (split, split, whole)),
-        check_vma=True,
-    )
-    def step(queries_bD, documents_cD, labels, temperature):
-        def loss(queries_bD, documents_cD, temperature):
-            documents_TD = jax.lax.all_gather(documents_cD, "data", tiled=True)
-            sums = tiled_infonce(
-                queries_bD,
-                documents_TD,
-                labels,
-                temperature=temperature,
-                tile=tile,
-                row_block=row_block,
-            )
-            sums = jax.lax.psum(sums, "data")
-            return sums.loss / sums.count, sums
-
-        return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(
-            queries_bD, documents_cD, temperature
-        )
-
-    return step
-
-
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
-def test_devices_equal_one_device(devices):
-    problem = make_problem(9, rows=48, columns=64)
-    temperature = jnp.float32(0.1)
-    expected = reference(*problem, 0.1)
-    count = expected.sums["count"]
-    (mean, sums), gradients = sharded_step(devices, tile=24, row_block=5)(*problem, temperature)
-    assert float(mean) == pytest.approx(expected.sums["loss"] / count, rel=1e-5)
-    for name in NUMBERS:
-        assert float(getattr(sums, name)) == pytest.approx(expected.sums[name], rel=1e-5), name
-    for found, wanted in zip(gradients[:2], expected.gradients, strict=True):
-        assert error(found, wanted / count) <= 1e-5
-    assert float(gradients[2]) == pytest.approx(expected.temperature_gradient / count, rel=1e-5)
-
-
-def compiled_shapes(text):
-    """Every array shape of compiled HLO, as tuples."""
-    found = re.findall(r"\b(?:f32|bf16|s32|u32|pred)\[([\d,]+)\]", text)
-    return {tuple(map(int, dimensions.split(","))) for dimensions in found}
-
-
-@pytest.mark.parametrize("devices", [1, 8])
-def test_compiled_step(devices):
-    """One gather, its transpose, scalar sums, none of them in a loop; no scores beyond one tile."""
-    rows, columns, width, tile, row_block = 528, 1096, 8, 48, 30
-    problem = (
-        jax.ShapeDtypeStruct((rows, width), jnp.float32),
-        jax.ShapeDtypeStruct((columns, width), jnp.float32),
-        Labels(*(jax.ShapeDtypeStruct(s, jnp.int32) for s in [(rows, 1), (rows,), (columns,)])),
-        jax.ShapeDtypeStruct((), jnp.float32),
-    )
-    text = sharded_step(devices, tile, row_block).lower(*problem).compile().as_text()
-
-    shapes = compiled_shapes(text)
-    assert (row_block, tile) in shapes  # the search finds what there is
-    largest = max(int(np.prod(shape)) for shape in shapes)
-    assert largest <= columns * width
-    assert largest < rows // devices * columns
-
-    collectives = re.findall(
-        r"= (.*) (all-gather|reduce-scatter|all-reduce|all-to-all|collective-\w+)(?:-start)?\((.*)",
-        text,
-    )
-    names = [name for _, name, _ in collectives]
-    assert names.count("all-gather") == names.count("reduce-scatter") == 1
-    for shape, name, rest in collectives:
-        assert not re.search(r'op_name="[^"]*while', rest)  # not in a loop
-        if name not in ("all-gather", "reduce-scatter"):
-            assert name == "all-reduce"
-            assert set(re.findall(r"\[([\d,]*)\]", shape)) == {""}  # scalars
-
-
-# Memory.
-
-
-def temporaries(batch):
-    def loss(queries, documents, labels):
-        sums = tiled_infonce(queries, documents, labels, temperature=0.02, tile=1024)
-        return sums.loss / sums.count
-
-    texts = jax.ShapeDtypeStruct((batch, 384), jnp.float32)
-    numbers = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    labels = Labels(jax.ShapeDtypeStruct((batch, 1), jnp.int32), numbers, numbers)
-    compiled = (
-        jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(texts, texts, labels).compile()
-    )
-    shapes = compiled_shapes(compiled.as_text())
-    assert max(np.prod(shape) for shape in shapes) <= max(batch * 384, 2**22)
-    return compiled.memory_analysis().temp_size_in_bytes
-
-
-def test_memory_grows_with_the_batch_and_not_its_square():
-    half, whole = temporaries(16384), temporaries(32768)
-    assert whole <= 128 * 2**20
-    assert whole <= 2.1 * half
