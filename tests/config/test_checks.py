@@ -72,6 +72,8 @@ BROKEN = {
         "evaluation.tasks.0",
         "held_out is empty",
     ),
+    "nothing to score": (["evaluation.every_steps=5"], "evaluation.every_steps", "no effect"),
+    "nothing to search": (["evaluation.demo_queries=[a]"], "evaluation.demo_queries", "no effect"),
     "all held out": (
         ["data.docstrings={packages: [a], held_out: [a, b]}"],
         "data.docstrings.packages",

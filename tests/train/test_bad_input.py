@@ -158,6 +158,9 @@ def test_resuming_with_another_config_names_the_field(folder):
         file, errors.ConfigError, "optimizer.learning_rate", "optimizer.learning_rate=0.5"
     )
     assert "0.002 in the run, 0.5 now" in message
+    # What does not change what is learned may change.
+    free = ["train.passes=two", "train.microbatch=2", "loss.tile=8", "data.threads=1"]
+    command.main(["--config", str(file), *(word for one in free for word in ("--set", one))])
 
 
 def test_resuming_on_other_data_shows_both_fingerprints(folder):
