@@ -181,22 +181,24 @@ def _decay_fits(config: Any) -> Iterator[Problem]:
 
 
 def _whole_share(config: Any) -> Iterator[Problem]:
-    devices, batch = config.mesh.data, config.train.global_batch
-    if devices != "auto" and batch % devices:
+    data, fsdp, batch = config.mesh.data, config.mesh.fsdp, config.train.global_batch
+    devices = fsdp if data == "auto" else data * fsdp
+    if batch % devices:
+        named = f"mesh.fsdp = {fsdp}" if data == "auto" else f"mesh.data = {data}"
+        if data != "auto" and fsdp > 1:
+            named += f" x mesh.fsdp = {fsdp}"
         yield (
             ("train", "global_batch"),
-            f"{batch} pairs cannot be shared equally by mesh.data = {devices} devices; the next "
-            f"multiple is {-(-batch // devices) * devices}",
+            f"{batch} pairs cannot be shared equally by {named} devices; the next multiple is "
+            f"{-(-batch // devices) * devices}",
         )
 
 
-def _fsdp(config: Any) -> Iterator[Problem]:
-    if config.mesh.fsdp != 1:
-        yield (
-            ("mesh", "fsdp"),
-            f"{config.mesh.fsdp} is not possible in this version, only 1; put the devices on "
-            "mesh.data",
-        )
+def _matryoshka_twice(config: Any) -> Iterator[Problem]:
+    sizes = [one.size for one in config.loss.matryoshka]
+    for index, size in enumerate(sizes):
+        if size in sizes[:index]:
+            yield ("loss", "matryoshka", index, "size"), f"{size} is listed twice; remove one"
 
 
 def _task_names(config: Any) -> Iterator[Problem]:
@@ -277,7 +279,7 @@ _RULES: tuple[Callable[[Any], Iterator[Problem]], ...] = (
     _warmup_fits,
     _decay_fits,
     _whole_share,
-    _fsdp,
+    _matryoshka_twice,
     _task_names,
     _task_twice,
     _nothing_to_score,

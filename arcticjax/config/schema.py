@@ -146,14 +146,55 @@ class DataConfig(_Section):
     prefetch: Positive = Field(default=2, description="Global batches made ready ahead of use.")
 
 
+class MatryoshkaSize(_Section):
+    size: Positive = Field(description="So many leading numbers of an embedding.")
+    weight: PositiveNumber = Field(default=1.0, description="Its loss counts so much.")
+
+
 class LossConfig(_Section):
     temperature: PositiveNumber = Field(
         default=0.02, description="Cosine similarities are divided by this before the softmax."
+    )
+    learn_temperature: bool = Field(
+        default=False,
+        description="Train the logarithm of the temperature along with the encoder, from "
+        "temperature on.",
     )
     in_batch_negatives: bool = Field(
         default=True,
         description="The other documents of the global batch are a query's negatives. false needs "
         "hard negatives and is refused in this version.",
+    )
+    symmetric: bool = Field(
+        default=False,
+        description="Also find the query of each document among all queries; the two losses count "
+        "half each.",
+    )
+    query_query: bool = Field(
+        default=False, description="The other queries are negatives of a query too."
+    )
+    document_query: bool = Field(
+        default=False,
+        description="Other queries that come near a query's document are negatives too.",
+    )
+    document_document: bool = Field(
+        default=False,
+        description="Other documents that come near a query's document are negatives too.",
+    )
+    matryoshka: list[MatryoshkaSize] = Field(
+        default=[],
+        description="Sizes that embeddings may be cut to, each trained as an embedding of its own; "
+        "see loss.matryoshka.N.*. []: whole embeddings only.",
+    )
+    margin: Annotated[float, Field(ge=-2, le=2)] | None = Field(
+        default=None,
+        description="A document whose cosine with a query exceeds that of the query's positive by "
+        "more than this is taken for a false negative and left out. null: none is.",
+    )
+    gather: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Type in which embeddings go to the other devices and are compared; sums and "
+        "gradients between devices are float32.",
     )
     tile: Positive = Field(
         default=1024, description="Documents scored at once; bounds memory, not the result."
@@ -209,6 +250,12 @@ class TrainConfig(_Section):
         "encode a second time instead, in a small constant memory and a third more computing. "
         "auto: one where that takes at most a quarter of a device's memory.",
     )
+    remat: Literal["auto", "none", "dots", "named", "full"] = Field(
+        default="auto",
+        description="What is kept of a layer for its backward pass: none recomputed, results of "
+        "matrix products, of them only what is dear to compute again, or the layer's input (full: "
+        "all recomputed). auto: named with one pass, none with two.",
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",
         description="Type the encoder computes in; weights, statistics and loss are float32.",
@@ -224,7 +271,8 @@ class MeshConfig(_Section):
     )
     fsdp: Positive = Field(
         default=1,
-        description="Devices that share the parameters; only 1 is accepted in this version.",
+        description="Devices that share the layers' matrices, each gathered when it is needed; "
+        "they share the global batch too. 1: every device has them all.",
     )
     platform: Literal["auto", "cpu", "gpu", "tpu"] = Field(
         default="auto", description="Kind of device. auto: the best that jax finds."

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
 
-# What the backward pass of a layer finds in memory: all of it, the arrays named below (matmul
-# results and what is dear to compute again), or its input alone.
-Remat = Literal["none", "named", "full"]
+# What the backward pass of a layer finds in memory: all of it, the results of matmuls, the arrays
+# named below (results of matmuls but what the GELU gives, and what is dear to compute again), or
+# its input alone.
+Remat = Literal["none", "dots", "named", "full"]
 _NAMED = ("attention inputs", "attention mixed", "attention output", "mlp inner", GELU_SLOPE)
 
 
@@ -137,23 +139,35 @@ class Bert(nnx.Module):
         *,
         dtype: jax.typing.DTypeLike = jnp.float32,
         remat: Remat = "none",
+        gather_layer: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> Float[Array, "R S D"]:
-        """Last hidden states in `dtype`. `remat`: what the backward pass computes again."""
+        """Last hidden states in `dtype`. `remat`: what the backward pass computes again.
+
+        `gather_layer` makes one layer's parameters whole where devices share them; that is done
+        again in the backward pass, so that no more than one layer is whole at a time (and remat
+        none is dots then).
+        """
         definition, stacked = nnx.split(self.layers)
 
-        def layer(x_RSD: Array, state: nnx.State) -> tuple[Array, None]:
-            return nnx.merge(definition, state)(x_RSD, segments_RS), None
+        def layer(x_RSD: Array, params: dict[str, Any]) -> tuple[Array, None]:
+            if gather_layer is not None:
+                params = gather_layer(params)
+            return nnx.merge(definition, params)(x_RSD, segments_RS), None
 
-        body = _rematerialised(layer, remat)
+        stacked = nnx.to_pure_dict(stacked)
+        body = _rematerialised(layer, remat, gather_layer is not None)
         x_RSD = self.embeddings(tokens_RS, positions_RS).astype(dtype)
         return jax.lax.scan(body, x_RSD, stacked)[0]
 
 
-def _rematerialised(layer, remat: Remat):
-    if remat == "none":
+def _rematerialised(layer: Callable, remat: Remat, gathers: bool) -> Callable:
+    policies = jax.checkpoint_policies
+    if remat == "none" and not gathers:
         return layer
-    names = _NAMED if remat == "named" else ()
-    policy = jax.checkpoint_policies.save_only_these_names(*names)
+    if remat in ("none", "dots"):  # what is made of gathered parameters must not be kept
+        policy = policies.dots_saveable
+    else:
+        policy = policies.save_only_these_names(*(_NAMED if remat == "named" else ()))
     # A scan keeps forward and backward apart by itself.
     return jax.checkpoint(layer, prevent_cse=False, policy=policy)
 

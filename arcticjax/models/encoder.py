@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ from arcticjax.models.spec import ModelSpec, Pooling
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
+
+
+GatherLayer = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -43,15 +47,24 @@ class Encoder:
         *,
         dtype: jax.typing.DTypeLike = jnp.float32,
         remat: Remat = "none",
+        gather_layer: GatherLayer | None = None,
     ) -> Float[Array, "R S D"]:
         """Last hidden states of packed rows, in `dtype`, the dtype of matmuls and activations.
 
         `segments_RS` is 0 at padding and equal within a text; `positions_RS` restarts at 0 in every
         text. A token or position past its table gives NaN. `remat` trades computing
-        again for the memory of the activations inside layers.
+        again for the memory of the activations inside layers; `gather_layer` makes one layer's
+        parameters whole where devices share them.
         """
         model = nnx.merge(self._definition, params)
-        return model(tokens_RS, segments_RS, positions_RS, dtype=dtype, remat=remat)
+        return model(
+            tokens_RS,
+            segments_RS,
+            positions_RS,
+            dtype=dtype,
+            remat=remat,
+            gather_layer=gather_layer,
+        )
 
     def embed(
         self,
@@ -63,13 +76,20 @@ class Encoder:
         pooling: Pooling,
         dtype: jax.typing.DTypeLike = jnp.float32,
         remat: Remat = "none",
+        gather_layer: GatherLayer | None = None,
     ) -> Float[Array, "R K D"]:
         """Unit vectors in float32, one per slot; a slot of length 0 gives zeros and no gradient."""
         segments_RS, positions_RS = segments_and_positions(
             starts_RK, lengths_RK, tokens_RS.shape[1]
         )
         hidden_RSD = self.hidden(
-            params, tokens_RS, segments_RS, positions_RS, dtype=dtype, remat=remat
+            params,
+            tokens_RS,
+            segments_RS,
+            positions_RS,
+            dtype=dtype,
+            remat=remat,
+            gather_layer=gather_layer,
         )
         return normalize(pool(hidden_RSD, starts_RK, lengths_RK, pooling))
 

@@ -116,10 +116,14 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
 
     Each process gives the same values; nothing is sent between processes.
     """
-    sharding = replicated(mesh)
+    return place(tree, jax.tree.map(lambda _: replicated(mesh), tree))
 
-    def one(leaf: Any) -> jax.Array:
+
+def place(tree: Any, shardings: Any) -> Any:
+    """A tree of whole host arrays as global arrays, each device with its part; see `replicate`."""
+
+    def one(leaf: Any, sharding: NamedSharding) -> jax.Array:
         leaf = np.asarray(leaf)
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(one, tree, shardings)

@@ -9,8 +9,9 @@ import optax
 
 from arcticjax.config.schema import OptimizerConfig
 
-# Biases and normalisation scales are not decayed, as is usual for BERT (Devlin et al. 2018, A.2).
-_UNDECAYED = ("bias", "scale")
+# Biases and normalisation scales are not decayed, as is usual for BERT (Devlin et al. 2018, A.2); a
+# temperature has no reason to be near 1.
+_UNDECAYED = ("bias", "scale", "log_temperature")
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -50,17 +51,15 @@ def decay_mask(params: Any) -> Any:
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW (Loshchilov and Hutter 2017) with decay decoupled and
-    masked."""
-    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    return optax.chain(
-        *clip,
-        optax.adamw(
-            make_schedule(config, total_steps),
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            mask=decay_mask,
-        ),
+    """AdamW (Loshchilov and Hutter 2017) with decay decoupled and masked.
+
+    Clipping is the training step's: it has the norm of the whole gradient already.
+    """
+    return optax.adamw(
+        make_schedule(config, total_steps),
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=decay_mask,
     )

@@ -1,9 +1,11 @@
 """The training step: encode, gather, contrast, update; one compiled program for a whole run.
 
-Encoder, loss and both passes run in one `shard_map` over the mesh. Parameters are cast to
-device-varying once, before the loops, and gradients are reduced once, after them; otherwise every
-layer of every microbatch would get its own all-reduce. The collectives of a step: one all-gather of
-documents and its reduce-scatter, one (combined) all-reduce of gradients, scalars.
+Encoder, loss, both passes and the update run in one `shard_map` over the mesh. Parameters are cast
+to device-varying once, before the loops, and gradients are reduced once, after them; otherwise
+every layer of every microbatch would get its own all-reduce. The collectives of a step: one
+all-gather of documents and its reduce-scatter, a reduce-scatter of gradients and an all-gather of
+updated parameters for every leaf (see `arcticjax.parallel.sharding`), scalars. With `fsdp` > 1 the
+layers' matrices are gathered inside the loops too, and their gradients scattered there.
 
 The loss needs the embeddings of all microbatches before any of them can be differentiated. Two
 passes make memory independent of the batch (Gao et al. 2021, arXiv 2101.06983): the first encodes
@@ -16,68 +18,154 @@ microbatches as its fullest device needs, so one static shape serves all sources
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from arcticjax.data.layout import Shapes
-from arcticjax.losses import infonce
+from arcticjax.models.bert import Remat
 from arcticjax.models.encoder import Encoder
 from arcticjax.models.spec import Pooling
-from arcticjax.parallel.mesh import AXES, BATCH, REPLICATED
+from arcticjax.parallel.mesh import AXES, BATCH
+from arcticjax.parallel.sharding import PIECES, Sharding, pieces_spec
 from arcticjax.step import activations
 from arcticjax.step.activations import Kept, Pull
-from arcticjax.step.state import State
+from arcticjax.step.objective import Objective
+from arcticjax.step.state import State, trainable
 
 Passes = Literal["one", "two"]
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+Trainable = dict[str, Any]
 
-_LABELS = ("positives", "row_groups", "column_groups")
 _ROWS = ("tokens", "starts", "lengths", "places")
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """How a step encodes: everything but the shapes.
+
+    dtype: of activations and matrix products; parameters, gradients, statistics, pooling and loss
+    are float32. remat: what the backward pass of a layer computes again.
+    """
+
+    encoder: Encoder
+    pooling: Pooling
+    dtype: Any = jnp.float32
+    passes: Passes = "two"
+    remat: Remat = "none"
+
+    def embed(self, params: Any, rows: Batch, sharding: Sharding) -> jax.Array:
+        """Rows of a microbatch -> an embedding for every slot of theirs, [G * K, D]."""
+        vectors_GKD = self.encoder.embed(
+            params,
+            rows["tokens"],
+            rows["starts"],
+            rows["lengths"],
+            pooling=self.pooling,
+            dtype=self.dtype,
+            remat=self.remat,
+            gather_layer=sharding.gather_layer if sharding.mesh.shape["fsdp"] > 1 else None,
+        )
+        return vectors_GKD.reshape(-1, vectors_GKD.shape[-1])
+
+
 def make_gradient(
-    encoder: Encoder,
+    encoding: Encoding, objective: Objective, shapes: Shapes, sharding: Sharding
+) -> Callable[[Trainable, Kept, Batch], tuple[Trainable, Kept, Metrics]]:
+    """(trainable, buffers, batch) -> (pieces of the gradient of the mean loss over the global
+    batch, buffers, metrics), to be called on global arrays.
+
+    See `make_train_step`; the pieces are what `Sharding.scatter` makes.
+    """
+    return jax.shard_map(
+        _make_local_gradient(encoding, objective, shapes, sharding),
+        mesh=sharding.mesh,
+        in_specs=(sharding.specs, BATCH, BATCH),
+        out_specs=(PIECES, BATCH, P()),
+    )
+
+
+def make_train_step(
+    encoding: Encoding,
+    objective: Objective,
     shapes: Shapes,
-    mesh: Mesh,
-    *,
-    pooling: Pooling,
-    temperature: float,
-    tile: int,
-    dtype: Any = jnp.float32,
-    passes: Passes = "two",
-) -> Callable[[Any, Kept, Batch], tuple[Any, Kept, Metrics]]:
-    """(params, buffers, batch) -> (gradients of the mean loss over the global batch, buffers,
-    metrics).
+    sharding: Sharding,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    clip_norm: float | None = None,
+) -> Callable[[State, Kept, Batch], tuple[State, Kept, Metrics]]:
+    """(state, buffers, batch) -> (state, buffers, metrics), to be jitted with state and buffers
+    donated.
 
     The batch is as `arcticjax.data.pipeline.HostBatch.arrays`, global, axis 0 = all N devices.
-    The buffers are those of `kept_shapes`, which says what they hold.
-    dtype: of activations and matrix products; parameters, gradients, statistics, pooling and loss
-    are float32.
+    The buffers are those of `kept_shapes`, which says what they hold. `sharding` is that of the
+    state's `trainable`. Gradients are scaled down to a global norm of `clip_norm`. A gradient that
+    is not finite leaves parameters and optimiser as they were and is reported as `finite` = False.
     """
-    embed = _make_embed(encoder, pooling, dtype, passes)
+    local_gradient = _make_local_gradient(encoding, objective, shapes, sharding)
 
-    def contrast(vectors_TD: jax.Array, batch: Batch) -> tuple[jax.Array, infonce.LossSums]:
-        queries_bD, documents = vectors_TD[: shapes.pairs], vectors_TD[shapes.pairs :]
-        documents_CD = jax.lax.all_gather(documents, AXES, tiled=True)
-        columns_C = jax.lax.all_gather(batch["column_groups"], AXES, tiled=True)
-        labels = infonce.Labels(batch["positives"], batch["row_groups"], columns_C)
-        sums = infonce.tiled_infonce(
-            queries_bD, documents_CD, labels, temperature=temperature, tile=tile
+    def on_device(state: State, buffers: Kept, batch: Batch) -> tuple[State, Kept, Metrics]:
+        before = trainable(state)
+        gradients, buffers, metrics = local_gradient(before, buffers, batch)
+        norm = metrics["gradient_norm"]
+        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+        if clip_norm is not None:
+            scale = clip_norm / jnp.maximum(norm, clip_norm)
+            gradients = jax.tree.map(lambda piece: piece * scale, gradients)
+        pieces = sharding.cut(before)
+        changes, moments = optimizer.update(gradients, state["optimizer"], pieces)
+        # Selecting, not branching: the parameters' all-gather must not hang on a condition.
+        pieces, moments = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (optax.apply_updates(pieces, changes), moments),
+            (pieces, state["optimizer"]),
         )
-        sums = jax.tree.map(lambda one: jax.lax.psum(one, AXES), sums)
-        return sums.loss / jnp.maximum(sums.count, 1), sums
+        metrics = {**metrics, "learning_rate": schedule(state["step"]), "finite": finite}
+        state = {
+            "step": state["step"] + 1,
+            **sharding.join(pieces, before),
+            "optimizer": moments,
+        }
+        return state, buffers, metrics
 
-    def on_device(params: Any, buffers: Kept, batch: Batch) -> tuple[Any, Kept, Metrics]:
+    def train_step(state: State, buffers: Kept, batch: Batch) -> tuple[State, Kept, Metrics]:
+        specs = {
+            "step": P(),
+            **sharding.specs,
+            "optimizer": jax.tree.map(pieces_spec, state["optimizer"]),
+        }
+        return jax.shard_map(
+            on_device,
+            mesh=sharding.mesh,
+            in_specs=(specs, BATCH, BATCH),
+            out_specs=(specs, BATCH, P()),
+        )(state, buffers, batch)
+
+    return train_step
+
+
+def _make_local_gradient(
+    encoding: Encoding, objective: Objective, shapes: Shapes, sharding: Sharding
+) -> Callable[[Trainable, Kept, Batch], tuple[Trainable, Kept, Metrics]]:
+    """`make_gradient` on one device."""
+    passes = encoding.passes
+
+    def embed(params: Any, rows: Batch) -> jax.Array:
+        return encoding.embed(params, rows, sharding)
+
+    def on_device(
+        arrays: Trainable, buffers: Kept, batch: Batch
+    ) -> tuple[Trainable, Kept, Metrics]:
         batch = {name: array[0] for name, array in batch.items()}
         buffers = [buffer[0] for buffer in buffers]
         count = jax.lax.pmax(batch["microbatches"], AXES)
-        varying = _vary(params)
+        varying = _vary(arrays)
+        params = varying["params"]
 
         def rows_of(microbatch: jax.Array) -> Batch:
             return {
@@ -93,11 +181,11 @@ def make_gradient(
             nonlocal restore
             (vectors_TD, buffers), rows = carry, rows_of(microbatch)
             if passes == "one":
-                vectors_xD, pull = _differentiate(embed, varying, rows)
-                kept, restore = activations.take_apart(pull, varying)
+                vectors_xD, pull = _differentiate(embed, params, rows)
+                kept, restore = activations.take_apart(pull, params)
                 buffers = activations.store(buffers, kept, microbatch)
             else:
-                vectors_xD = embed(varying, rows)
+                vectors_xD = embed(params, rows)
             places_x = rows["places"].reshape(-1)
             return vectors_TD.at[places_x].set(vectors_xD, mode="drop"), buffers
 
@@ -106,7 +194,7 @@ def make_gradient(
             if passes == "one":
                 pull = restore(activations.load(buffers, microbatch))
             else:
-                _, pull = _differentiate(embed, varying, rows)
+                _, pull = _differentiate(embed, params, rows)
             wanted = cotangents_TD.at[rows["places"].reshape(-1)].get(mode="fill", fill_value=0)
             found = pull(wanted)[0]
             tokens = rows["tokens"].reshape(-1)
@@ -116,78 +204,68 @@ def make_gradient(
             )
             return _with_token_table(rest, table)
 
-        empty_TD = jnp.zeros((shapes.texts, encoder.spec.hidden_size), jnp.float32)
+        width = encoding.encoder.spec.hidden_size
+        empty_TD = jnp.zeros((shapes.texts, width), jnp.float32)
         vectors_TD, buffers = jax.lax.fori_loop(0, count, first_pass, (_vary(empty_TD), buffers))
-        (loss, sums), cotangents_TD = jax.value_and_grad(contrast, has_aux=True)(vectors_TD, batch)
-        gradients = jax.lax.fori_loop(0, count, second_pass, jax.tree.map(jnp.zeros_like, varying))
-        gradients = jax.lax.psum(gradients, AXES)
+        (loss, sums), (learned, cotangents_TD) = jax.value_and_grad(
+            objective, argnums=(0, 1), has_aux=True
+        )(varying["loss"], vectors_TD, batch)
+        gradients = jax.lax.fori_loop(0, count, second_pass, jax.tree.map(jnp.zeros_like, params))
+        pieces = sharding.scatter({"params": gradients, "loss": learned})
+        squares = sum(jnp.sum(jnp.square(piece)) for piece in jax.tree.leaves(pieces))
 
         tokens = jax.lax.psum(batch["lengths"].sum().astype(jnp.float32), AXES)
-        slots = mesh.size * count * (shapes.rows * shapes.row_length)
+        slots = sharding.mesh.size * count * (shapes.rows * shapes.row_length)
         terms = jnp.maximum(sums.count, 1)
         metrics = {
             "loss": loss,
             "accuracy": sums.correct / terms,
             "positive_score": sums.positive_score / terms,
             "hardest_negative_score": sums.hardest_negative_score / terms,
+            "gradient_norm": jnp.sqrt(jax.lax.psum(squares, ("fsdp", "data"))),
             "tokens": tokens,
             "fill": tokens / slots.astype(jnp.float32),
             "microbatches": count,
         }
-        return gradients, [buffer[None] for buffer in buffers], metrics
+        if objective.learn_temperature:
+            metrics["temperature"] = objective.current_temperature(arrays["loss"])
+        return pieces, [buffer[None] for buffer in buffers], metrics
 
-    return jax.shard_map(
-        on_device,
-        mesh=mesh,
-        in_specs=(REPLICATED, BATCH, BATCH),
-        out_specs=(REPLICATED, BATCH, P()),
-    )
+    return on_device
 
 
 def kept_shapes(
-    encoder: Encoder, shapes: Shapes, mesh: Mesh, *, pooling: Pooling, dtype: Any, passes: Passes
+    encoding: Encoding, shapes: Shapes, sharding: Sharding
 ) -> list[jax.ShapeDtypeStruct]:
     """Buffers of a step: with one pass what every microbatch keeps, axes [N, microbatches, ...];
-    with two passes none."""
-    if passes == "two":
+    with two passes none. `sharding` is that of the trainable arrays."""
+    if encoding.passes == "two":
         return []
-    embed = _make_embed(encoder, pooling, dtype, passes)
 
     # As in the step: what is kept includes constants once they vary over devices.
     def on_device(params: Any, rows: Batch) -> Kept:
         varying = _vary(params)
         rows = {name: array[0] for name, array in rows.items()}
-        kept, _ = activations.take_apart(_differentiate(embed, varying, rows)[1], varying)
-        return [one[None] for one in kept]
 
-    kept = jax.shard_map(on_device, mesh=mesh, in_specs=(REPLICATED, BATCH), out_specs=BATCH)
+        def embed(params: Any, rows: Batch) -> jax.Array:
+            return encoding.embed(params, rows, sharding)
+
+        pull = _differentiate(embed, varying, rows)[1]
+        return [one[None] for one in activations.take_apart(pull, varying)[0]]
+
+    kept = jax.shard_map(
+        on_device,
+        mesh=sharding.mesh,
+        in_specs=(sharding.specs["params"], BATCH),
+        out_specs=BATCH,
+    )
     texts = jax.ShapeDtypeStruct((shapes.devices, shapes.rows, shapes.slots), jnp.int32)
     tokens = jax.ShapeDtypeStruct((shapes.devices, shapes.rows, shapes.row_length), jnp.int32)
     rows = {"tokens": tokens, "starts": texts, "lengths": texts}
     return [
         jax.ShapeDtypeStruct((one.shape[0], shapes.microbatches, *one.shape[1:]), one.dtype)
-        for one in jax.eval_shape(kept, encoder.abstract(), rows)
+        for one in jax.eval_shape(kept, encoding.encoder.abstract(), rows)
     ]
-
-
-def _make_embed(
-    encoder: Encoder, pooling: Pooling, dtype: Any, passes: Passes
-) -> Callable[[Any, Batch], jax.Array]:
-    """(params, rows of a microbatch) -> an embedding for every slot of theirs, [G * K, D]."""
-
-    def embed(params: Any, rows: Batch) -> jax.Array:
-        vectors_GKD = encoder.embed(
-            params,
-            rows["tokens"],
-            rows["starts"],
-            rows["lengths"],
-            pooling=pooling,
-            dtype=dtype,
-            remat="named" if passes == "one" else "none",
-        )
-        return vectors_GKD.reshape(-1, vectors_GKD.shape[-1])
-
-    return embed
 
 
 def _differentiate(
@@ -205,7 +283,14 @@ def _differentiate(
 
 
 def _vary(arrays: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, AXES, to="varying"), arrays)
+    """Marks arrays as differing between all devices, whether or not they do already along some
+    axes."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        axes = tuple(axis for axis in AXES if axis not in jax.typeof(leaf).mat.varying)
+        return jax.lax.pcast(leaf, axes, to="varying") if axes else leaf
+
+    return jax.tree.map(one, arrays)
 
 
 def _token_table(params: Any) -> Any:
@@ -214,39 +299,3 @@ def _token_table(params: Any) -> Any:
 
 def _with_token_table(params: Any, table: Any) -> Any:
     return {**params, "embeddings": {**params["embeddings"], "token": table}}
-
-
-def make_train_step(
-    gradient: Callable[[Any, Kept, Batch], tuple[Any, Kept, Metrics]],
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-) -> Callable[[State, Kept, Batch], tuple[State, Kept, Metrics]]:
-    """(state, buffers, batch) -> (state, buffers, metrics), to be jitted with state and buffers
-    donated.
-
-    A gradient that is not finite leaves parameters and optimiser as they were and is reported as
-    `finite` = False.
-    """
-
-    def train_step(state: State, buffers: Kept, batch: Batch) -> tuple[State, Kept, Metrics]:
-        gradients, buffers, metrics = gradient(state["params"], buffers, batch)
-        norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
-
-        def update() -> tuple[Any, Any]:
-            changes, moments = optimizer.update(gradients, state["optimizer"], state["params"])
-            return optax.apply_updates(state["params"], changes), moments
-
-        params, moments = jax.lax.cond(
-            finite, update, lambda: (state["params"], state["optimizer"])
-        )
-        metrics = {
-            **metrics,
-            "gradient_norm": norm,
-            "learning_rate": schedule(state["step"]),
-            "finite": finite,
-        }
-        state = {"step": state["step"] + 1, "params": params, "optimizer": moments}
-        return state, buffers, metrics
-
-    return train_step

@@ -94,7 +94,7 @@ class Loop:
                     self._report(*late)
                     late = None
                 if evaluate and step < last:
-                    setup.embedder.params = state["params"]
+                    setup.embedder.params = setup.sharding.whole(state["params"])
                     self.report.evaluation(step, setup.evaluator.evaluate())
                 if save:
                     self._save(step, state)

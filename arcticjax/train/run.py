@@ -46,6 +46,7 @@ _FREE = (
     "loss.tile",
     "train.microbatch",
     "train.passes",
+    "train.remat",
 )
 
 
@@ -116,7 +117,7 @@ def _train(
         shapes = _announce(ready, report, start)
         buffers = activations.allocate(ready.kept, mesh)
         compiled = _compile(ready, state, buffers)
-        ready.embedder.params = state["params"]
+        ready.embedder.params = ready.sharding.whole(state["params"])
         ready.evaluator.prepare()
         if start == 0 and config.evaluation.tasks:
             report.evaluation("before", ready.evaluator.evaluate(), step=0)
@@ -124,10 +125,10 @@ def _train(
         state = loop.run(state, buffers, start)
         del buffers
 
-        ready.embedder.params = state["params"]
+        params = ready.embedder.params = ready.sharding.whole(state["params"])
         if config.evaluation.tasks:
             report.evaluation("after", ready.evaluator.evaluate(), step=ready.total_steps)
-        export = _export(ready, state, directory, report)
+        export = _export(ready, params, directory, report)
         demo = _demo(ready)
         outcome = result.Result(
             status="done",
@@ -154,16 +155,12 @@ def _train(
 
 def _compile(ready: setup.Setup, state: states.State, buffers: activations.Kept) -> Any:
     """The train step as an executable: compiled once, for the one shape that every batch has."""
-    sharding = meshes.replicated(ready.mesh)
     batch = meshes.host_to_global(ready.mesh, ready.builder(0).arrays)
-    step = jax.jit(
-        ready.train_step,
-        donate_argnums=(0, 1),
-        out_shardings=(sharding, meshes.batch_sharding(ready.mesh), sharding),
+    return (
+        jax.jit(ready.train_step, donate_argnums=(0, 1))
+        .lower(states.abstract(state), states.abstract(buffers), states.abstract(batch))
+        .compile()
     )
-    return step.lower(
-        states.abstract(state), states.abstract(buffers), states.abstract(batch)
-    ).compile()
 
 
 def _check_unchanged(config: RunConfig, directory: Path) -> None:
@@ -227,7 +224,8 @@ def _announce(ready: setup.Setup, report: Report, start: int) -> list[dict[str, 
             "rows": shapes.rows,
             "row_length": shapes.row_length,
             "slots_per_row": shapes.slots,
-            "passes": ready.passes,
+            "passes": ready.encoding.passes,
+            "remat": ready.encoding.remat,
             "kept_bytes": activations.buffer_bytes(ready.kept),
         }
     ]
@@ -260,7 +258,7 @@ def _announce(ready: setup.Setup, report: Report, start: int) -> list[dict[str, 
     return compiled
 
 
-def _export(ready: setup.Setup, state: states.State, directory: Path, report: Report) -> str | None:
+def _export(ready: setup.Setup, params: Any, directory: Path, report: Report) -> str | None:
     """Writes and certifies the sentence-transformers folder; the path, or None where it is not
     wanted."""
     if not ready.config.export.enabled:
@@ -269,10 +267,10 @@ def _export(ready: setup.Setup, state: states.State, directory: Path, report: Re
     checked = certificate.write_certified(
         target,
         spec=ready.start.spec,
-        params=jax.device_get(state["params"]),
+        params=jax.device_get(params),
         tokenizer_folder=directory / "tokenizer",
         contract=ready.contract,
-        embed=ready.exact_embedder(state["params"]).encode,
+        embed=ready.exact_embedder(params).encode,
     )
     if checked is not None:
         report.note(

@@ -20,18 +20,21 @@ from arcticjax import errors
 from arcticjax.config import RunConfig, TextContract
 from arcticjax.data import catalog, layout, pipeline
 from arcticjax.data.draw import Draw
+from arcticjax.models.bert import Remat
 from arcticjax.models.encoder import Encoder
 from arcticjax.models.presets import random_start
 from arcticjax.models.pretrained import Pretrained, load_pretrained
 from arcticjax.models.spec import Pooling
 from arcticjax.models.tokenizer import TextTokenizer
 from arcticjax.parallel import mesh as meshes
+from arcticjax.parallel.sharding import Sharding, make_sharding
 from arcticjax.scoring.evaluator import Evaluator, load_tasks
 from arcticjax.step import activations
 from arcticjax.step import optimizer as optimizers
 from arcticjax.step import state as states
 from arcticjax.step import train as steps
 from arcticjax.step.embedder import Embedder, templates
+from arcticjax.step.objective import Objective
 
 # Token slots of a microbatch at most, where train.microbatch is left out: what keeps a platform's
 # matrix units busy.
@@ -52,7 +55,8 @@ class Setup:
     """The parts of a run, ready to train.
 
     total_steps: of the whole run; encoder, start: the model and what it starts from; builder:
-    batches by step; kept: buffers of the training step.
+    batches by step; encoding, objective, sharding: what the training step does, and where; kept:
+    its buffers.
     """
 
     config: RunConfig
@@ -64,8 +68,10 @@ class Setup:
     builder: pipeline.BatchBuilder
     total_steps: int
     optimizer: optax.GradientTransformation
+    encoding: steps.Encoding
+    objective: Objective
+    sharding: Sharding
     train_step: Any
-    passes: steps.Passes
     kept: list[jax.ShapeDtypeStruct]
     embedder: Embedder
     evaluator: Evaluator
@@ -82,7 +88,8 @@ class Setup:
 
     def initial_state(self) -> states.State:
         """The state before the first step, on the mesh."""
-        return states.init_state(self.start.params, self.optimizer, self.mesh)
+        arrays = {"params": self.start.params, "loss": self.objective.init()}
+        return states.init_state(arrays, self.optimizer, self.sharding)
 
     def exact_embedder(self, params: Any) -> Embedder:
         """An embedder of these parameters in float32, whatever the run computes in: for exports."""
@@ -126,7 +133,6 @@ def prepare(config: RunConfig, mesh: Mesh) -> Setup:
         config.run.seed,
         None if None in weights else [float(weight or 0) for weight in weights],
     )
-    dtype = jnp.dtype(config.train.precision)
     shapes = pipeline.choose_shapes(
         data.views,
         draw,
@@ -156,19 +162,17 @@ def prepare(config: RunConfig, mesh: Mesh) -> Setup:
         )
     encoder = Encoder(start.spec)
     optimizer = optimizers.make_optimizer(config.optimizer, total_steps)
-    passes, kept = _choose_passes(config, encoder, shapes, mesh, start.contract.pooling, dtype)
-    gradient = steps.make_gradient(
-        encoder,
-        shapes,
-        mesh,
-        pooling=start.contract.pooling,
-        temperature=config.loss.temperature,
-        tile=config.loss.tile,
-        dtype=dtype,
-        passes=passes,
-    )
+    objective = _objective(config, start)
+    sharding = make_sharding({"params": start.params, "loss": objective.init()}, mesh)
+    encoding, kept = _choose_encoding(config, encoder, start.contract.pooling, shapes, sharding)
     train_step = steps.make_train_step(
-        gradient, optimizer, optimizers.make_schedule(config.optimizer, total_steps)
+        encoding,
+        objective,
+        shapes,
+        sharding,
+        optimizer,
+        optimizers.make_schedule(config.optimizer, total_steps),
+        config.optimizer.clip_norm,
     )
     embedder = Embedder(
         encoder,
@@ -176,7 +180,7 @@ def prepare(config: RunConfig, mesh: Mesh) -> Setup:
         tokenizer,
         start.contract,
         mesh,
-        dtype=dtype,
+        dtype=encoding.dtype,
     )
     made = {"docstrings": data.task_folder} if data.task_folder is not None else {}
     evaluator = Evaluator(load_tasks(config.evaluation.tasks, made), embedder, mesh)
@@ -190,29 +194,58 @@ def prepare(config: RunConfig, mesh: Mesh) -> Setup:
         builder=builder,
         total_steps=total_steps,
         optimizer=optimizer,
+        encoding=encoding,
+        objective=objective,
+        sharding=sharding,
         train_step=train_step,
-        passes=passes,
         kept=kept,
         embedder=embedder,
         evaluator=evaluator,
     )
 
 
-def _choose_passes(
+def _objective(config: RunConfig, start: Pretrained) -> Objective:
+    loss, width = config.loss, start.spec.hidden_size
+    for index, one in enumerate(loss.matryoshka):
+        if one.size > width:
+            raise errors.ConfigError(
+                f"loss.matryoshka.{index}.size: {one.size} is more than the {width} numbers of an "
+                f"embedding of {start.name}"
+            )
+    return Objective(
+        temperature=loss.temperature,
+        learn_temperature=loss.learn_temperature,
+        symmetric=loss.symmetric,
+        query_query=loss.query_query,
+        document_query=loss.document_query,
+        document_document=loss.document_document,
+        matryoshka=tuple((one.size, one.weight) for one in loss.matryoshka),
+        margin=loss.margin,
+        gather=loss.gather,
+        tile=loss.tile,
+    )
+
+
+def _choose_encoding(
     config: RunConfig,
     encoder: Encoder,
-    shapes: layout.Shapes,
-    mesh: Mesh,
     pooling: Pooling,
-    dtype: Any,
-) -> tuple[steps.Passes, list[jax.ShapeDtypeStruct]]:
-    """How many times a step encodes, and the buffers that it needs for that."""
-    wanted = config.train.passes
-    most: steps.Passes = "two" if wanted == "two" else "one"
-    kept = steps.kept_shapes(encoder, shapes, mesh, pooling=pooling, dtype=dtype, passes=most)
+    shapes: layout.Shapes,
+    sharding: Sharding,
+) -> tuple[steps.Encoding, list[jax.ShapeDtypeStruct]]:
+    """How a step encodes, and the buffers that it needs for that."""
+    train = config.train
+
+    def encoding(passes: steps.Passes) -> steps.Encoding:
+        usual: Remat = "named" if passes == "one" else "none"
+        remat = usual if train.remat == "auto" else train.remat
+        return steps.Encoding(encoder, pooling, jnp.dtype(train.precision), passes, remat)
+
+    most = encoding("two" if train.passes == "two" else "one")
+    kept = steps.kept_shapes(most, shapes, sharding)
     room = meshes.device_memory()
-    if wanted == "auto" and (room is None or activations.buffer_bytes(kept) > room // 4):
-        return "two", []
+    if train.passes == "auto" and (room is None or activations.buffer_bytes(kept) > room // 4):
+        return encoding("two"), []
     return most, kept
 
 

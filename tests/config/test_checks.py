@@ -56,7 +56,13 @@ BROKEN = {
         "take 101 steps",
     ),
     "unequal shares": (["mesh.data=7"], "train.global_batch", "the next multiple is 70"),
-    "fsdp": (["mesh.fsdp=2"], "mesh.fsdp", "only 1"),
+    "unequal shares of fsdp": (["mesh.fsdp=3"], "train.global_batch", "mesh.fsdp = 3 devices"),
+    "unequal shares of both": (["mesh.data=32", "mesh.fsdp=4"], "train.global_batch", "is 128"),
+    "size twice": (
+        ["loss.matryoshka=[{size: 8}, {size: 4}, {size: 8}]"],
+        "loss.matryoshka.2.size",
+        "listed twice",
+    ),
     "task typo": (
         ["data.docstrings={held_out: [a]}", "evaluation.tasks=[docstring]"],
         "evaluation.tasks.0",
@@ -91,7 +97,7 @@ FINE = {
     "one step": ["train.total_steps=1"],
     "an epoch": ["train.total_steps=null", "optimizer.warmup_steps=1000"],
     "constant": ["optimizer.schedule=constant"],
-    "shares": ["mesh.data=32"],
+    "shares": ["mesh.data=32", "mesh.fsdp=2"],
     "packages": ["data.docstrings={packages: [a, b], held_out: [b]}"],
 }  # fmt: skip
 

@@ -320,7 +320,7 @@ train:
 evaluation:
   tasks: [docstrings]
 """
-    message = report(write(text), "loss.temp=1", "mesh.fsdp=2", "oops")
+    message = report(write(text), "loss.temp=1", "mesh.fsdp=0", "oops")
     starts = [
         "c.yaml:2: run.seed: ",
         "c.yaml:6: model.preset: ",
@@ -332,7 +332,7 @@ evaluation:
         "c.yaml:15: train.global_batch: ",
         "c.yaml:18: evaluation.tasks.0: ",
         "--set loss.temp=1: loss.temp: unknown field; did you mean loss.temperature?",
-        "--set mesh.fsdp=2: mesh.fsdp: ",
+        "--set mesh.fsdp=0: mesh.fsdp: ",
         "--set oops: expected PATH=VALUE",
     ]
     heading, *lines = message.splitlines()

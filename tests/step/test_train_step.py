@@ -15,12 +15,16 @@ from arcticjax.losses.infonce import Labels
 from arcticjax.losses.reference import dense_infonce
 from arcticjax.models.encoder import Encoder
 from arcticjax.parallel import mesh as meshes
+from arcticjax.parallel.sharding import ALIGNMENT, make_sharding
 from arcticjax.step import activations
 from arcticjax.step import state as states
 from arcticjax.step import train as steps
+from arcticjax.step.objective import Objective
 from tests import tiny
 
 TEMPERATURE = 0.2
+OBJECTIVE = Objective(TEMPERATURE, tile=8)
+LEARNED = Objective(TEMPERATURE, learn_temperature=True, tile=8)
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -92,41 +96,70 @@ def union(query_ids, document_ids):
     return groups
 
 
-def make_gradient(encoder, builder, mesh, *, dtype=jnp.float32, passes="two"):
-    """The gradient and its buffers."""
-    shared = {"pooling": "mean", "dtype": dtype, "passes": passes}
-    kept = activations.allocate(steps.kept_shapes(encoder, builder.shapes, mesh, **shared), mesh)
-    gradient = steps.make_gradient(
-        encoder, builder.shapes, mesh, temperature=TEMPERATURE, tile=8, **shared
-    )
-    return gradient, kept
+def make_parts(encoder, builder, mesh, *, objective=OBJECTIVE, **options):
+    """What a step is made of, and its buffers."""
+    encoding = steps.Encoding(encoder, "mean", **options)
+    arrays = {"params": encoder.abstract(), "loss": objective.init()}
+    sharding = make_sharding(arrays, mesh)
+    kept = steps.kept_shapes(encoding, builder.shapes, sharding)
+    return (encoding, objective, builder.shapes, sharding), activations.allocate(kept, mesh)
 
 
-def gradient_program(encoder, params, builder, devices, **options):
+def placed(params, objective, sharding):
+    arrays = {"params": params, "loss": objective.init()}
+    return meshes.place(arrays, sharding.named(sharding.specs))
+
+
+def whole(pieces, arrays):
+    """Gradients in the shape of what they are gradients of, from the pieces of all devices."""
+
+    def one(piece, leaf):
+        rows = piece.shape[0]
+        return np.asarray(piece)[:, : leaf.size // rows].reshape(leaf.shape)
+
+    return jax.tree.map(one, pieces, arrays)
+
+
+def gradient_program(encoder, params, builder, devices, *, fsdp=1, objective=OBJECTIVE, **options):
     """step -> (gradients, metrics), compiled once."""
-    mesh = meshes.make_mesh(devices)
+    mesh = meshes.make_mesh(devices // fsdp, fsdp)
     with jax.set_mesh(mesh):
-        gradient, kept = make_gradient(encoder, builder, mesh, **options)
-        program = jax.jit(gradient, donate_argnums=1)
-        replicated = meshes.replicate(mesh, params)
+        parts, kept = make_parts(encoder, builder, mesh, objective=objective, **options)
+        program = jax.jit(steps.make_gradient(*parts), donate_argnums=1)
+        arrays = placed(params, objective, parts[-1])
 
     def one(step):
         nonlocal kept
         with jax.set_mesh(mesh):
             batch = meshes.host_to_global(mesh, builder(step).arrays)
-            gradients, kept, metrics = program(replicated, kept, batch)
-        return gradients, metrics
+            pieces, kept, metrics = program(arrays, kept, batch)
+        found = whole(pieces, arrays)
+        return (
+            (found["params"], found["loss"], metrics)
+            if found["loss"]
+            else (found["params"], metrics)
+        )
 
     return one
 
 
 @pytest.mark.parametrize(
-    "devices, rows, passes",
-    [(1, 1, "two"), (1, 4, "two"), (2, 2, "two"), (8, 1, "two"), (1, 2, "one"), (8, 1, "one")],
+    "devices, rows, options",
+    [
+        (1, 1, {}),
+        (1, 4, {"remat": "dots"}),
+        (2, 2, {"remat": "full"}),
+        (8, 1, {"remat": "named"}),
+        (1, 2, {"passes": "one", "remat": "named"}),
+        (8, 1, {"passes": "one"}),
+        (8, 1, {"fsdp": 2}),
+        (8, 1, {"fsdp": 4, "passes": "one", "remat": "named"}),
+    ],
+    ids=str,
 )
-def test_loss_and_gradient_equal_the_plain_ones(encoder, params, plain, devices, rows, passes):
+def test_loss_and_gradient_equal_the_plain_ones(encoder, params, plain, devices, rows, options):
     builder = tiny.builder(devices, rows=rows)
-    program = gradient_program(encoder, params, builder, devices, passes=passes)
+    program = gradient_program(encoder, params, builder, devices, **options)
     for step in range(3):
         gradients, metrics = program(step)
         loss, accuracy, wanted = plain(builder, step)
@@ -141,10 +174,10 @@ def test_loss_and_gradient_equal_the_plain_ones(encoder, params, plain, devices,
 
 def test_what_is_kept_is_activations(encoder):
     """Nothing as large as a parameter, and for every microbatch; two passes keep nothing."""
-    shapes, mesh = tiny.builder(2).shapes, meshes.make_mesh(2)
-    options = {"pooling": "mean", "dtype": jnp.float32}
-    assert steps.kept_shapes(encoder, shapes, mesh, passes="two", **options) == []
-    kept = steps.kept_shapes(encoder, shapes, mesh, passes="one", **options)
+    builder, mesh = tiny.builder(2), meshes.make_mesh(2)
+    shapes = builder.shapes
+    assert make_parts(encoder, builder, mesh, passes="two")[1] == []
+    kept = make_parts(encoder, builder, mesh, passes="one", remat="named")[1]
     assert {one.shape[:2] for one in kept} == {(2, shapes.microbatches)}
     spec, tokens = tiny.SPEC, shapes.rows * shapes.row_length
     # A layer keeps its input, three attention inputs, the mix, the output and two wide arrays.
@@ -208,41 +241,101 @@ def collectives(text: str) -> dict[tuple[str, bool], int]:
     return found
 
 
-@pytest.mark.parametrize("passes", ["one", "two"])
-def test_the_list_of_collectives(encoder, params, passes):
-    """Documents once out and once back, labels once out, the rest reduced; nothing inside a
-    loop."""
-    mesh = meshes.make_mesh(8)
+@pytest.mark.parametrize("passes, fsdp", [("one", 1), ("two", 1), ("one", 2), ("two", 4)])
+def test_the_list_of_collectives(encoder, params, passes, fsdp):
+    """Documents once out and once back, labels once out, gradients once reduced and parameters once
+    put together; inside loops only the layers' matrices, and those only where they are shared."""
+    mesh = meshes.make_mesh(8 // fsdp, fsdp)
     builder = tiny.builder(8)
     with jax.set_mesh(mesh):
-        gradient, kept = make_gradient(encoder, builder, mesh, passes=passes)
+        state, step, kept = make_step(encoder, params, builder, mesh, passes=passes)
         batch = meshes.host_to_global(mesh, builder(0).arrays)
-        arguments = meshes.replicate(mesh, params), kept, batch
-        text = jax.jit(gradient, donate_argnums=1).lower(*arguments).compile().as_text()
+        text = step.lower(state, kept, batch).compile().as_text()
     found = collectives(text)
-    assert not any(in_loop for _, in_loop in found), found
-    assert found[("all-gather", False)] == 2  # document embeddings, column groups
-    assert found[("reduce-scatter", False)] == 1
-    # Parameters' gradients combine into few; scalars of the loss and the metrics are the rest.
-    assert found[("all-reduce", False)] <= 6, found
-    assert set(found) == {("all-gather", False), ("reduce-scatter", False), ("all-reduce", False)}
+    leaves = len(jax.tree.leaves(params))
+    assert found.pop(("all-gather", False)) == 2 + leaves  # document embeddings, column groups
+    assert found.pop(("reduce-scatter", False)) == 1 + leaves
+    assert found.pop(("all-reduce", False)) <= 6  # scalars of the loss and the metrics
+    if fsdp > 1:
+        matrices = 6  # of a layer
+        forward = {"one": 1, "two": 2}[passes]
+        assert found.pop(("all-gather", True)) == (forward + 1) * matrices
+        assert found.pop(("reduce-scatter", True)) == matrices
+    assert not found
 
 
-def make_step(encoder, builder, mesh, learning_rate=2e-3, passes="two"):
-    """Optimiser, step and its buffers."""
-    gradient, kept = make_gradient(encoder, builder, mesh, passes=passes)
-    schedule = optax.constant_schedule(learning_rate)
-    optimizer = optax.adamw(schedule)
-    step = jax.jit(steps.make_train_step(gradient, optimizer, schedule), donate_argnums=(0, 1))
-    return optimizer, step, kept
+def make_step(encoder, params, builder, mesh, epsilon=1e-8, **options):
+    """A state, the compiled step and its buffers."""
+    parts, kept = make_parts(encoder, builder, mesh, **options)
+    objective, sharding = parts[1], parts[3]
+    schedule = optax.constant_schedule(2e-3)
+    optimizer = optax.adamw(schedule, eps=epsilon)
+    step = jax.jit(steps.make_train_step(*parts, optimizer, schedule), donate_argnums=(0, 1))
+    arrays = {"params": params, "loss": objective.init()}
+    return states.init_state(arrays, optimizer, sharding), step, kept
+
+
+def test_the_state_is_the_same_on_every_mesh_and_cut_on_each(encoder, params):
+    """Pieces stand in the order of the whole, so another mesh reads the same checkpoint; a device
+    holds its share of the optimiser's two numbers a parameter and no more (ZeRO stage 1)."""
+    builders = {1: tiny.builder(1), 8: tiny.builder(8)}
+    wholes = []
+    for data, fsdp in ((1, 1), (8, 1), (2, 4)):
+        mesh = meshes.make_mesh(data, fsdp)
+        builder = builders[data * fsdp]
+        with jax.set_mesh(mesh):
+            # A large epsilon: gradients that are rounding alone must not be blown up.
+            state, step, kept = make_step(
+                encoder, params, builder, mesh, epsilon=1.0, objective=LEARNED
+            )
+            for number in range(2):
+                batch = meshes.host_to_global(mesh, builder(number).arrays)
+                state, kept, _ = step(state, kept, batch)
+        wholes.append(jax.device_get(state))
+        numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
+        own = sum(
+            leaf.addressable_shards[-1].data.nbytes for leaf in jax.tree.leaves(state["optimizer"])
+        )
+        # In a model this small the padding of 21 leaves is a good part.
+        padding = sum(
+            2 * ALIGNMENT * (leaf.shape[0] if leaf.ndim == 2 else 1)
+            for leaf in jax.tree.leaves(params)
+        )
+        assert own <= 8 * (numbers + padding) / mesh.size
+    for other in wholes[1:]:
+        assert jax.tree.map(np.shape, other) == jax.tree.map(np.shape, wholes[0])
+        differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), wholes[0], other)
+        for path, difference in jax.tree_util.tree_leaves_with_path(differences):
+            assert difference < 1e-5, path
+
+
+def test_gradients_are_clipped_by_their_global_norm(encoder, params):
+    """With plain gradient descent at rate 1 the change is the clipped gradient."""
+    mesh = meshes.make_mesh(8)
+    builder = tiny.builder(8)
+    batch = meshes.host_to_global(mesh, builder(0).arrays)
+    changes = {}
+    for clip_norm in (None, 0.25, 1e9):
+        with jax.set_mesh(mesh):
+            parts, kept = make_parts(encoder, builder, mesh)
+            optimizer = optax.sgd(1.0)
+            arrays = {"params": params, "loss": {}}
+            state = states.init_state(arrays, optimizer, parts[-1])
+            step = steps.make_train_step(*parts, optimizer, lambda step: 1.0, clip_norm)
+            state, _, metrics = jax.jit(step)(state, kept, batch)
+        changes[clip_norm] = jax.tree.map(np.subtract, jax.device_get(state["params"]), params)
+        assert float(metrics["gradient_norm"]) > 0.5
+    free = float(optax.tree.norm(changes[None]))
+    assert free == pytest.approx(float(metrics["gradient_norm"]), rel=1e-5)
+    assert float(optax.tree.norm(changes[0.25])) == pytest.approx(0.25, rel=1e-5)
+    assert float(optax.tree.norm(changes[1e9])) == pytest.approx(free, rel=1e-6)
 
 
 def test_training_lowers_the_loss(encoder, params):
     mesh = meshes.make_mesh(1)
     builder = tiny.builder(1, views=[tiny.memory_view("one", 0, records=32, shared=0.0)])
     with jax.set_mesh(mesh):
-        optimizer, step, kept = make_step(encoder, builder, mesh)
-        state = states.init_state(params, optimizer, mesh)
+        state, step, kept = make_step(encoder, params, builder, mesh)
         losses = []
         for number in range(60):
             batch = meshes.host_to_global(mesh, builder(number).arrays)
@@ -256,8 +349,7 @@ def test_one_program_serves_all_sources(encoder, params):
     mesh = meshes.make_mesh(1)
     builder = tiny.builder(1)
     with jax.set_mesh(mesh):
-        optimizer, step, kept = make_step(encoder, builder, mesh)
-        state = states.init_state(params, optimizer, mesh)
+        state, step, kept = make_step(encoder, params, builder, mesh)
         sources = set()
         for number in range(6):
             host = builder(number)
@@ -273,8 +365,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(encoder, params):
     broken = jax.tree.map(np.copy, params)
     broken["embeddings"]["token"][20] = np.nan
     with jax.set_mesh(mesh):
-        optimizer, step, kept = make_step(encoder, builder, mesh)
-        state = states.init_state(broken, optimizer, mesh)
+        state, step, kept = make_step(encoder, broken, builder, mesh)
         before = jax.device_get(state)
         state, _, metrics = step(state, kept, meshes.host_to_global(mesh, builder(0).arrays))
     assert not metrics["finite"]

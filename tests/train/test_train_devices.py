@@ -47,12 +47,14 @@ def test_activations_are_kept_where_memory_allows(tmp_path, monkeypatch, room, w
         kept = activations.buffer_bytes(setup.prepare(config, mesh).kept)
         monkeypatch.setattr(meshes, "device_memory", lambda: room and int(room * kept))
         ready = setup.prepare(config, mesh)
-    assert ready.passes == passes
+    assert ready.encoding.passes == passes
     assert activations.buffer_bytes(ready.kept) == (kept if passes == "one" else 0)
 
 
 def test_eight_devices_give_the_run_of_one(short, tmp_path):
-    finish(start(tiny.run_config(tmp_path, **{"mesh.data": 8}, **BARE), devices=8))
+    """Two of them share each matrix."""
+    file = tiny.run_config(tmp_path, **{"mesh.data": "auto", "mesh.fsdp": 2}, **BARE)
+    finish(start(file, devices=8))
     close(losses(short), losses(tmp_path))
 
 
