@@ -190,6 +190,16 @@ def _whole_share(config: Any) -> Iterator[Problem]:
         )
 
 
+def _equal_slices(config: Any) -> Iterator[Problem]:
+    devices, slices = config.mesh.data, config.mesh.slices
+    if "auto" not in (devices, slices) and devices % slices:
+        yield (
+            ("mesh", "slices"),
+            f"mesh.data = {devices} devices cannot be cut into {slices} equal slices; take a "
+            "divisor, or auto",
+        )
+
+
 def _fsdp(config: Any) -> Iterator[Problem]:
     if config.mesh.fsdp != 1:
         yield (
@@ -277,6 +287,7 @@ _RULES: tuple[Callable[[Any], Iterator[Problem]], ...] = (
     _warmup_fits,
     _decay_fits,
     _whole_share,
+    _equal_slices,
     _fsdp,
     _task_names,
     _task_twice,

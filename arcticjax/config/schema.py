@@ -226,6 +226,11 @@ class MeshConfig(_Section):
         default=1,
         description="Devices that share the parameters; only 1 is accepted in this version.",
     )
+    slices: Positive | Literal["auto"] = Field(
+        default="auto",
+        description="Equal parts of these devices with a slow network between them; documents are "
+        "gathered inside a part first. auto: what the devices report.",
+    )
     platform: Literal["auto", "cpu", "gpu", "tpu"] = Field(
         default="auto", description="Kind of device. auto: the best that jax finds."
     )

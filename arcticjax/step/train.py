@@ -28,7 +28,7 @@ from arcticjax.data.layout import Shapes
 from arcticjax.losses import infonce
 from arcticjax.models.encoder import Encoder
 from arcticjax.models.spec import Pooling
-from arcticjax.parallel.mesh import AXES, BATCH, REPLICATED
+from arcticjax.parallel.mesh import AXES, BATCH, REPLICATED, gather
 from arcticjax.step import activations
 from arcticjax.step.activations import Kept, Pull
 from arcticjax.step.state import State
@@ -64,8 +64,8 @@ def make_gradient(
 
     def contrast(vectors_TD: jax.Array, batch: Batch) -> tuple[jax.Array, infonce.LossSums]:
         queries_bD, documents = vectors_TD[: shapes.pairs], vectors_TD[shapes.pairs :]
-        documents_CD = jax.lax.all_gather(documents, AXES, tiled=True)
-        columns_C = jax.lax.all_gather(batch["column_groups"], AXES, tiled=True)
+        documents_CD = gather(documents)
+        columns_C = gather(batch["column_groups"])
         labels = infonce.Labels(batch["positives"], batch["row_groups"], columns_C)
         sums = infonce.tiled_infonce(
             queries_bD, documents_CD, labels, temperature=temperature, tile=tile

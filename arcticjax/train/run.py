@@ -65,7 +65,7 @@ def run(config: RunConfig) -> result.Result:
         finished = _finished(path)
         if finished is not None:
             return finished
-        mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp)
+        mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.slices)
         stack.enter_context(jax.set_mesh(mesh))
         # Closed before the claim is given up: a save under way must not outlive it.
         store = stack.enter_context(

@@ -8,8 +8,8 @@ from arcticjax.parallel import mesh as meshes
 
 
 def test_auto_takes_every_device():
-    assert meshes.make_mesh().devices.shape == (8, 1)
-    assert meshes.make_mesh("auto", 2).devices.shape == (4, 2)
+    assert meshes.make_mesh().devices.shape == (1, 8, 1)
+    assert meshes.make_mesh("auto", 2).devices.shape == (1, 4, 2)
 
 
 def test_fewer_devices_can_be_asked_for():
