@@ -54,6 +54,12 @@ class Preempted(ArcticError):
     exit_code = 42
 
 
+class PeerLost(ArcticError):
+    """Another process of the run is gone, or did not come in time."""
+
+    exit_code = 141
+
+
 def run_cli(
     main: Callable[[], int | None], leave: Callable[[int], NoReturn] = sys.exit
 ) -> NoReturn:

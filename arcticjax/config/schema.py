@@ -239,6 +239,11 @@ class MeshConfig(_Section):
         description="When platform is not there: required stops, preferred runs on the CPU and "
         "says so.",
     )
+    check_every_steps: Positive = Field(
+        default=100,
+        description="Steps between two checks that all processes do the same; the first step is "
+        "always checked.",
+    )
 
 
 class CheckpointConfig(_Section):

@@ -27,7 +27,7 @@ from arcticjax.parallel import distributed
 from arcticjax.parallel import mesh as meshes
 from arcticjax.step import activations
 from arcticjax.step import state as states
-from arcticjax.train import result, setup
+from arcticjax.train import alike, result, setup
 from arcticjax.train.loop import Loop, Totals
 from arcticjax.train.report import Report
 
@@ -57,6 +57,7 @@ def run(config: RunConfig) -> result.Result:
     """
     began = time.monotonic()
     distributed.start(config.mesh.platform, config.mesh.policy)
+    alike.check_start(config)
     directory = RunDirectory(config.run.directory)
     with contextlib.ExitStack() as stack:
         check_lease = _claim(directory, stack)
@@ -93,6 +94,7 @@ def _train(
     began: float,
 ) -> result.Result:
     ready = setup.prepare(config, mesh)
+    alike.check_prepared(ready)
     directory = Path(run_directory.path)
     state = ready.initial_state()
     restored = store.restore(states.abstract(state))
@@ -101,6 +103,7 @@ def _train(
         _check_data(restored.meta, ready.meta(), directory)
         state, start = restored.state, restored.step
         totals = Totals(**restored.meta["totals"])
+    alike.check_resumed(start)
     if distributed.talks():
         # Only now that nothing is refused: a refused resume leaves the directory as it was.
         run_directory.write_config(dump_config(config))
