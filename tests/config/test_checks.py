@@ -56,6 +56,7 @@ BROKEN = {
         "take 101 steps",
     ),
     "unequal shares": (["mesh.data=7"], "train.global_batch", "the next multiple is 70"),
+    "unequal slices": (["mesh.data=4", "mesh.slices=3"], "mesh.slices", "take a divisor"),
     "fsdp": (["mesh.fsdp=2"], "mesh.fsdp", "only 1"),
     "task typo": (
         ["data.docstrings={held_out: [a]}", "evaluation.tasks=[docstring]"],
@@ -90,6 +91,8 @@ FINE = {
     "an epoch": ["train.total_steps=null", "optimizer.warmup_steps=1000"],
     "constant": ["optimizer.schedule=constant"],
     "shares": ["mesh.data=32"],
+    "slices": ["mesh.data=4", "mesh.slices=2"],
+    "slices of all": ["mesh.slices=3"],
     "packages": ["data.docstrings={packages: [a, b], held_out: [b]}"],
 }  # fmt: skip
 

@@ -102,9 +102,9 @@ def make_gradient(encoder, builder, mesh, *, dtype=jnp.float32, passes="two"):
     return gradient, kept
 
 
-def gradient_program(encoder, params, builder, devices, **options):
+def gradient_program(encoder, params, builder, devices, slices=1, **options):
     """step -> (gradients, metrics), compiled once."""
-    mesh = meshes.make_mesh(devices)
+    mesh = meshes.make_mesh(devices, slices=slices)
     with jax.set_mesh(mesh):
         gradient, kept = make_gradient(encoder, builder, mesh, **options)
         program = jax.jit(gradient, donate_argnums=1)
@@ -121,12 +121,23 @@ def gradient_program(encoder, params, builder, devices, **options):
 
 
 @pytest.mark.parametrize(
-    "devices, rows, passes",
-    [(1, 1, "two"), (1, 4, "two"), (2, 2, "two"), (8, 1, "two"), (1, 2, "one"), (8, 1, "one")],
+    "devices, slices, rows, passes",
+    [
+        (1, 1, 1, "two"),
+        (1, 1, 4, "two"),
+        (2, 1, 2, "two"),
+        (8, 1, 1, "two"),
+        (8, 2, 1, "two"),
+        (8, 4, 1, "one"),
+        (1, 1, 2, "one"),
+        (8, 1, 1, "one"),
+    ],
 )
-def test_loss_and_gradient_equal_the_plain_ones(encoder, params, plain, devices, rows, passes):
+def test_loss_and_gradient_equal_the_plain_ones(
+    encoder, params, plain, devices, slices, rows, passes
+):
     builder = tiny.builder(devices, rows=rows)
-    program = gradient_program(encoder, params, builder, devices, passes=passes)
+    program = gradient_program(encoder, params, builder, devices, slices, passes=passes)
     for step in range(3):
         gradients, metrics = program(step)
         loss, accuracy, wanted = plain(builder, step)
@@ -208,11 +219,36 @@ def collectives(text: str) -> dict[tuple[str, bool], int]:
     return found
 
 
-@pytest.mark.parametrize("passes", ["one", "two"])
-def test_the_list_of_collectives(encoder, params, passes):
+def document_groups(text: str, operation: str) -> list[list[list[int]]]:
+    """The groups of devices of each collective that moves embeddings, in the program's order."""
+    found = []
+    for line in text.splitlines():
+        if re.search(rf"= f32.* {operation}(-start)?\(", line):
+            groups = re.search(r"replica_groups=(\{\{.*?\}\}|\[[\d,]+\]<=\[[\d,]+\]\S*)", line)
+            assert groups, line
+            found.append(expand(groups.group(1)))
+    return found
+
+
+def expand(groups: str) -> list[list[int]]:
+    """`{{0,1},{2,3}}` or `[2,2]<=[4]` or `[2,2]<=[2,2]T(1,0)` as lists."""
+    if groups.startswith("{"):
+        return [list(map(int, one.split(","))) for one in groups.strip("{}").split("},{")]
+    shape, dimensions, order = re.match(
+        r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", groups
+    ).groups()
+    numbers = [list(map(int, one.split(","))) for one in (shape, dimensions)]
+    grid = np.arange(np.prod(numbers[1])).reshape(numbers[1])
+    if order:
+        grid = grid.transpose(list(map(int, order.split(","))))
+    return grid.reshape(numbers[0]).tolist()
+
+
+@pytest.mark.parametrize("passes, slices", [("one", 1), ("two", 1), ("two", 2)])
+def test_the_list_of_collectives(encoder, params, passes, slices):
     """Documents once out and once back, labels once out, the rest reduced; nothing inside a
-    loop."""
-    mesh = meshes.make_mesh(8)
+    loop. With slices documents and labels go out in two hops, inside a slice first."""
+    mesh = meshes.make_mesh(8, slices=slices)
     builder = tiny.builder(8)
     with jax.set_mesh(mesh):
         gradient, kept = make_gradient(encoder, builder, mesh, passes=passes)
@@ -221,8 +257,12 @@ def test_the_list_of_collectives(encoder, params, passes):
         text = jax.jit(gradient, donate_argnums=1).lower(*arguments).compile().as_text()
     found = collectives(text)
     assert not any(in_loop for _, in_loop in found), found
-    assert found[("all-gather", False)] == 2  # document embeddings, column groups
-    assert found[("reduce-scatter", False)] == 1
+    within = [[0, 1, 2, 3], [4, 5, 6, 7]] if slices == 2 else [list(range(8))]
+    hops = [within, [[0, 4], [1, 5], [2, 6], [3, 7]]][:slices]
+    assert found[("all-gather", False)] == 2 * slices  # document embeddings, column groups
+    assert found[("reduce-scatter", False)] == slices
+    assert document_groups(text, "all-gather") == hops
+    assert document_groups(text, "reduce-scatter") == hops[::-1]
     # Parameters' gradients combine into few; scalars of the loss and the metrics are the rest.
     assert found[("all-reduce", False)] <= 6, found
     assert set(found) == {("all-gather", False), ("reduce-scatter", False), ("all-reduce", False)}

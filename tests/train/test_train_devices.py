@@ -1,7 +1,6 @@
 """The same run on one device, on several, and on several processes."""
 
 import json
-import os
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ from arcticjax.parallel import mesh as meshes
 from arcticjax.step import activations
 from arcticjax.train import setup
 from tests import tiny
-from tests.train.running import BARE, finish, losses, start, train
+from tests.train.running import BARE, cluster, finish, losses, start, train
 
 
 @pytest.fixture(scope="module")
@@ -57,21 +56,10 @@ def test_eight_devices_give_the_run_of_one(short, tmp_path):
 
 
 def test_two_processes_of_two_devices_give_the_run_of_one(short, tmp_path):
-    """Both on loopback; only process 0 writes and talks."""
-    file = tiny.run_config(tmp_path, **{"mesh.data": "auto"})
-    port = 20000 + os.getpid() % 20000
-    processes = [
-        start(
-            file,
-            devices=2,
-            environment={
-                "ARCTICJAX_COORDINATOR": f"localhost:{port}",
-                "ARCTICJAX_PROCESSES": "2",
-                "ARCTICJAX_PROCESS": str(rank),
-            },
-        )
-        for rank in range(2)
-    ]
+    """Both on loopback, each a slice; only process 0 writes and talks."""
+    changes = {"mesh.data": "auto", "mesh.slices": 2, "mesh.check_every_steps": 3}
+    file = tiny.run_config(tmp_path, **changes)
+    processes = [start(file, devices=2, environment=one) for one in cluster(2)]
     outputs = [finish(process) for process in processes]
     assert "2 process(es)" in outputs[0]
     assert "step 8/8" not in outputs[1]
