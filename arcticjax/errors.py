@@ -19,7 +19,8 @@ class ArcticError(Exception):
 
 
 class ConfigError(ArcticError):
-    """Usage or configuration is wrong, or it changed under a run that resumes."""
+    """Usage or configuration is wrong, changed under a run that resumes, or differs between its
+    processes."""
 
     exit_code = 2
 

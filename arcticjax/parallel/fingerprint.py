@@ -44,7 +44,8 @@ def check(
     count, rank = jax.process_count(), jax.process_index()
     if count == 1:
         return
-    client, folder = distributed.coordination_service(), f"{_ROOT}/{next(_numbers)}"
+    client, number = distributed.coordination_service(), next(_numbers)
+    folder = f"{_ROOT}/{number}"
     text = json.dumps(values(), sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()
     wait = int(1000 * patience_seconds)
@@ -63,9 +64,10 @@ def check(
         found, _, host = answers[process].partition(" ")
         groups.setdefault(found, []).append(process)
         hosts.append(host)
+    # All have read the check before this one, or they would not be here.
+    if rank == 0 and number:
+        client.key_value_delete(f"{_ROOT}/{number - 1}")
     if len(groups) == 1:
-        if rank == 0:
-            client.key_value_delete(f"{folder}/")
         return
 
     # One of each group speaks for it: a pod's worth of equal configs need not be sent.

@@ -9,7 +9,7 @@ from arcticjax.config import load_config
 from arcticjax.parallel import fingerprint
 from arcticjax.train import alike
 from tests import tiny
-from tests.train.running import BARE, cluster, finish, start, train
+from tests.train.running import cluster, finish, start
 
 
 @pytest.fixture
@@ -22,22 +22,6 @@ def compared(monkeypatch):
 
     monkeypatch.setattr(fingerprint, "check", check)
     return found
-
-
-def test_a_run_compares_itself_at_the_start_and_every_so_many_steps(tmp_path, compared):
-    changes = {"mesh.check_every_steps": 3, "evaluation.tasks": [], "train.total_steps": 6}
-    train(tiny.run_config(tmp_path, **changes, **BARE))
-    moments = [when for when, _ in compared]
-    assert moments == [
-        "at the start",
-        *["before training"] * 2,
-        *[f"before step {step}" for step in (1, 3, 6)],
-    ]
-    start, prepared, resumed, first, *_ = [values for _, values in compared]
-    assert start["run"] == {"seed": 3} and start["code"] == fingerprint.code_version()
-    assert prepared["total_steps"] == 6 and len(prepared["data_fingerprint"]) > 16
-    assert resumed == {"resumed step": 0}
-    assert first["step"] == 1 and first["source"] in "ab"
 
 
 def test_where_files_lie_may_differ_and_nothing_else(tmp_path, compared):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from arcticjax.config import load_config
+from arcticjax.parallel import fingerprint
 from arcticjax.parallel import mesh as meshes
 from arcticjax.step import activations
 from arcticjax.train import setup
@@ -15,11 +16,39 @@ from tests.train.running import BARE, cluster, finish, losses, start, train
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory):
+def compared():
+    """What the processes of the run `short` would compare, were there several: moment, values."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory, compared):
     """Eight steps on one device."""
+
+    def check(when, values, **_):
+        compared.append((when, values()))
+
     folder = tmp_path_factory.mktemp("short")
-    train(tiny.run_config(folder, **BARE))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fingerprint, "check", check)
+        train(tiny.run_config(folder, **{"mesh.check_every_steps": 3}, **BARE))
     return folder
+
+
+def test_a_run_compares_its_processes_at_the_start_and_every_so_many_steps(short, compared):
+    assert [when for when, _ in compared] == [
+        "at the start",
+        *["before training"] * 2,
+        *[f"before step {step}" for step in (1, 3, 6)],
+    ]
+    start, prepared, resumed, *batches = [values for _, values in compared]
+    assert start["run"] == {"seed": 3} and start["code"] == fingerprint.code_version()
+    assert prepared["total_steps"] == 8 and len(prepared["data_fingerprint"]) > 16
+    assert prepared["evaluation"] == {"task": "40 queries, 40 documents"}
+    assert resumed == {"resumed step": 0}
+    assert [(one["step"], one["source"]) for one in batches] == [
+        losses(short)[step - 1][:2] for step in (1, 3, 6)
+    ]
 
 
 def test_encoding_once_or_twice_is_the_same_run(short, tmp_path):
