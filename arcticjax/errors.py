@@ -19,7 +19,8 @@ class ArcticError(Exception):
 
 
 class ConfigError(ArcticError):
-    """Usage or configuration is wrong, or it changed under a run that resumes."""
+    """Usage or configuration is wrong, changed under a run that resumes, or differs between its
+    processes."""
 
     exit_code = 2
 
@@ -52,6 +53,12 @@ class Preempted(ArcticError):
     """The run was asked to stop, saved, and can be resumed by the same command."""
 
     exit_code = 42
+
+
+class PeerLost(ArcticError):
+    """Another process of the run is gone, or did not come in time."""
+
+    exit_code = 141
 
 
 def run_cli(

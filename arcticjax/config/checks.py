@@ -201,6 +201,16 @@ def _matryoshka_twice(config: Any) -> Iterator[Problem]:
             yield ("loss", "matryoshka", index, "size"), f"{size} is listed twice; remove one"
 
 
+def _equal_slices(config: Any) -> Iterator[Problem]:
+    devices, slices = config.mesh.data, config.mesh.slices
+    if "auto" not in (devices, slices) and devices % slices:
+        yield (
+            ("mesh", "slices"),
+            f"mesh.data = {devices} devices cannot be cut into {slices} equal slices; take a "
+            "divisor, or auto",
+        )
+
+
 def _task_names(config: Any) -> Iterator[Problem]:
     for index, task in enumerate(config.evaluation.tasks):
         kind, _, rest = task.partition(":")
@@ -280,6 +290,7 @@ _RULES: tuple[Callable[[Any], Iterator[Problem]], ...] = (
     _decay_fits,
     _whole_share,
     _matryoshka_twice,
+    _equal_slices,
     _task_names,
     _task_twice,
     _nothing_to_score,

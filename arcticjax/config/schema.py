@@ -274,6 +274,11 @@ class MeshConfig(_Section):
         description="Devices that share the layers' matrices, each gathered when it is needed; "
         "they share the global batch too. 1: every device has them all.",
     )
+    slices: Positive | Literal["auto"] = Field(
+        default="auto",
+        description="Equal parts of these devices with a slow network between them; documents are "
+        "gathered inside a part first. auto: what the devices report.",
+    )
     platform: Literal["auto", "cpu", "gpu", "tpu"] = Field(
         default="auto", description="Kind of device. auto: the best that jax finds."
     )
@@ -281,6 +286,11 @@ class MeshConfig(_Section):
         default="required",
         description="When platform is not there: required stops, preferred runs on the CPU and "
         "says so.",
+    )
+    check_every_steps: Positive = Field(
+        default=100,
+        description="Steps between two checks that all processes do the same; the first step is "
+        "always checked.",
     )
 
 

@@ -25,13 +25,15 @@ class HostBatch:
     arrays: for the step, axis 0 = local devices n:
         tokens [n, M, G, S], starts, lengths, places [n, M, G, K], microbatches [n],
         positives [n, b, 1], row_groups [n, b], column_groups [n, b]; all int32.
-    step, source (its name), drawn: where the batch comes from.
+    step, source (its name), drawn, dealt: where the batch comes from, and which device has what of
+    it; the same on every process.
     """
 
     arrays: dict[str, np.ndarray]
     step: int
     source: str
     drawn: Drawn
+    dealt: layout.Deal
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class BatchBuilder:
             "row_groups": dealt.row_groups_Nb[local],
             "column_groups": dealt.column_groups_Nb[local],
         }
-        return HostBatch(arrays, int(step), view.name, drawn)
+        return HostBatch(arrays, int(step), view.name, drawn, dealt)
 
     def _device(
         self,

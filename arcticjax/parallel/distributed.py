@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import jax
 
@@ -20,6 +21,8 @@ from arcticjax import errors
 _EXPLICIT = ("ARCTICJAX_COORDINATOR", "ARCTICJAX_PROCESSES", "ARCTICJAX_PROCESS")
 _PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 _EXTRAS = {"gpu": "cuda", "tpu": "tpu"}
+_LEAVING = "arcticjax/leaving"
+_LAST_WORDS_MS = 5000
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,36 @@ def start(platform: str = "auto", policy: str = "required") -> None:
             f"WARNING: mesh.platform is {platform}, but this machine has none: running on {found}",
             file=sys.stderr,
         )
+
+
+def leave(code: int) -> NoReturn:
+    """Exits; a process that fails among others does not wait for them at jax's shutdown barrier.
+
+    Process 0 runs the service that holds the others together, and with its end they are killed:
+    it goes last, so that each can say why it stops and exit with its own code, but waits for
+    `_LAST_WORDS_MS` at most, as some may not know yet that there is anything to stop for.
+    """
+    if code and jax.distributed.is_initialized():
+        client = coordination_service()
+        try:
+            if talks():
+                for process in range(1, jax.process_count()):
+                    client.blocking_key_value_get(f"{_LEAVING}/{process}", _LAST_WORDS_MS)
+            else:
+                client.key_value_set(f"{_LEAVING}/{jax.process_index()}", str(code))
+        except jax.errors.JaxRuntimeError:
+            pass
+        os._exit(code)
+    sys.exit(code)
+
+
+def coordination_service() -> Any:
+    """The client of the service that jax's processes start by: a store of keys and values, and
+    barriers, that needs no device."""
+    # jax has no public way to it.
+    from jax._src.distributed import global_state
+
+    return global_state.client
 
 
 def talks() -> bool:

@@ -1,6 +1,8 @@
 """The device mesh, and how batches and parameters lie on it.
 
-Axes: `data` (the global batch) and `fsdp`. Batches are cut along both; parameters are replicated.
+Axes: `slice` (groups of devices with a slow network between them), `data` (the global batch) and
+`fsdp`. Batches are cut along all three, slice by slice; parameters are replicated. An axis that is
+not used has size 1.
 """
 
 from __future__ import annotations
@@ -11,22 +13,27 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from arcticjax import errors
 
-AXES = ("data", "fsdp")
-# Axis 0 of every batch array is the device; it is cut along both mesh axes.
+SLICE = "slice"
+# Between the devices of one slice the network is fast.
+WITHIN_SLICE = ("data", "fsdp")
+AXES = (SLICE, *WITHIN_SLICE)
+# Axis 0 of every batch array is the device; it is cut along all mesh axes.
 BATCH = P(AXES)
 REPLICATED = P()
 
 
-def make_mesh(data: int | str = "auto", fsdp: int = 1) -> Mesh:
-    """A mesh of `data` x `fsdp` devices; 'auto' takes every device.
+def make_mesh(data: int | str = "auto", fsdp: int = 1, slices: int | str = "auto") -> Mesh:
+    """A mesh of `data` x `fsdp` devices in `slices` equal parts, which share `data`.
 
-    One process may use a part of its devices. Raises ConfigError where the devices do not suffice
-    or do not divide.
+    'auto' takes every device, and as many slices as the devices report. Where they report one
+    only, slices are groups of processes, or parts of one process's devices. One process may use a
+    part of its devices. Raises ConfigError where the devices do not suffice or do not divide.
     """
     devices = jax.device_count()
     if data == "auto":
@@ -47,18 +54,80 @@ def make_mesh(data: int | str = "auto", fsdp: int = 1) -> Mesh:
             f"{devices} devices; with several processes every device must be used: set mesh.data "
             "to auto"
         )
-    return _mesh(int(data), fsdp, jax.devices()[:size])
+    chosen = jax.devices()[:size]
+    slices = _slices(slices, int(data), chosen)
+    return _mesh(slices, int(data) // slices, fsdp, chosen)
 
 
 def local_mesh() -> Mesh:
     """One device of this process: for work that one process does alone."""
-    return _mesh(1, 1, jax.local_devices()[:1])
+    return _mesh(1, 1, 1, jax.local_devices()[:1])
 
 
-def _mesh(data: int, fsdp: int, devices: Sequence[Any]) -> Mesh:
-    # Positional and Auto: the argument's name and the default axis type changed between jax
-    # versions.
-    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+def _slices(wanted: int | str, data: int, devices: Sequence[Any]) -> int:
+    """How many slices the mesh has; ConfigError where the devices cannot be cut so."""
+    reported, processes = _reported_slices(devices), _processes(devices)
+    slices = reported if wanted == "auto" else int(wanted)
+    # TPUs know their slices; a CPU or GPU that reports one slice may only not know better.
+    if slices != reported and (reported > 1 or devices[0].platform == "tpu"):
+        raise errors.ConfigError(
+            f"mesh.slices: {slices}, but the devices report {reported} slice(s); set it to auto"
+        )
+    if data % slices:
+        raise errors.ConfigError(
+            f"mesh.slices: {slices} slices cannot share the {data} devices of mesh.data equally; "
+            "take a divisor, or set it to auto"
+        )
+    if reported == 1 and processes > 1 and processes % slices:
+        raise errors.ConfigError(
+            f"mesh.slices: {processes} processes do not make {slices} equal slices, and the "
+            "devices report none of their own; take a divisor, or set it to auto"
+        )
+    return slices
+
+
+def _reported_slices(devices: Sequence[Any]) -> int:
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def _processes(devices: Sequence[Any]) -> int:
+    return len({device.process_index for device in devices})
+
+
+def _mesh(slices: int, data: int, fsdp: int, devices: Sequence[Any]) -> Mesh:
+    # Auto: the default axis type changed between jax versions, as did make_mesh's argument names.
+    types = (AxisType.Auto,) * len(AXES)
+    if slices == 1:
+        return jax.make_mesh((1, data, fsdp), AXES, axis_types=types, devices=devices)
+    if _reported_slices(devices) > 1:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (1, data, fsdp), (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
+    elif (processes := _processes(devices)) > 1:
+        # Neighbouring processes make a slice: axis 1 runs over them, then over their devices.
+        together = processes // slices
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (1, len(devices) // processes, 1),
+            (slices, together, 1),
+            devices,
+            process_is_granule=True,
+        ).reshape(slices, data, fsdp)
+    else:
+        grid = np.array(devices).reshape(slices, data, fsdp)
+    return Mesh(grid, AXES, axis_types=types)
+
+
+def gather(local: jax.Array) -> jax.Array:
+    """Every device's `local` along axis 0, in the order of a batch's first axis; for use inside
+    `shard_map` over the mesh.
+
+    Inside a slice first, then, where there are several, across slices. The transpose is a
+    reduce-scatter for each, in the opposite order.
+    """
+    gathered = jax.lax.all_gather(local, WITHIN_SLICE, tiled=True)
+    if jax.lax.axis_size(SLICE) > 1:
+        gathered = jax.lax.all_gather(gathered, SLICE, tiled=True)
+    return gathered
 
 
 def one_at_a_time() -> bool:

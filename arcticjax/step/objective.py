@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from arcticjax.losses import Contrast, Labels, LossSums, tiled_infonce
-from arcticjax.parallel.mesh import AXES
+from arcticjax.parallel.mesh import AXES, gather
 
 Learned = dict[str, Any]
 
@@ -30,7 +30,7 @@ class Objective:
     document_document: bool = False
     matryoshka: tuple[tuple[int, float], ...] = ()
     margin: float | None = None
-    gather: Literal["float32", "bfloat16"] = "float32"
+    gather_dtype: Literal["float32", "bfloat16"] = "float32"
     tile: int = 1024
 
     def init(self) -> Learned:
@@ -58,7 +58,7 @@ class Objective:
         queries_bD, documents = jnp.split(vectors_TD, [len(batch["row_groups"])])
         rows_b = batch["row_groups"]
         documents_CD = self._gather(documents)
-        columns_C = _gather(batch["column_groups"])
+        columns_C = gather(batch["column_groups"])
         queries_bD = queries_bD.astype(documents_CD.dtype)
         positives_bP = batch["positives"]
         options: Any = {
@@ -69,7 +69,7 @@ class Objective:
         }
         contrasts = []
         if self.symmetric or self.query_query or self.document_query:
-            queries_BD, groups_B = self._gather(queries_bD), _gather(rows_b)
+            queries_BD, groups_B = self._gather(queries_bD), gather(rows_b)
         if self.symmetric or self.document_query or self.document_document:
             own_bD = jnp.take(documents_CD, jnp.maximum(positives_bP[:, 0], 0), axis=0)
         if self.query_query:
@@ -99,21 +99,17 @@ class Objective:
         return loss, sums
 
     def _gather(self, texts_xD: jax.Array) -> jax.Array:
-        return _gather_half(texts_xD) if self.gather == "bfloat16" else _gather(texts_xD)
+        return _gather_half(texts_xD) if self.gather_dtype == "bfloat16" else gather(texts_xD)
 
 
 def _mean(sums: LossSums) -> jax.Array:
     return sums.loss / jnp.maximum(sums.count, 1)
 
 
-def _gather(local: jax.Array) -> jax.Array:
-    return lax.all_gather(local, AXES, tiled=True)
-
-
 @jax.custom_vjp
 def _gather_half(texts_xD: jax.Array) -> jax.Array:
     """Gathers in bfloat16; gradients of all devices are added in float32."""
-    return _gather(texts_xD.astype(jnp.bfloat16))
+    return gather(texts_xD.astype(jnp.bfloat16))
 
 
 def _gather_half_forward(texts_xD: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -121,7 +117,7 @@ def _gather_half_forward(texts_xD: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _gather_half_backward(texts_xD: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    _, pull = jax.vjp(_gather, texts_xD.astype(jnp.float32))
+    _, pull = jax.vjp(gather, texts_xD.astype(jnp.float32))
     return (pull(gradient.astype(jnp.float32))[0].astype(texts_xD.dtype),)
 
 

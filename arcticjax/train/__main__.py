@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -74,12 +73,12 @@ def _from_process_0(record: logging.LogRecord) -> bool:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exits; a process that fails among others does not wait for them at jax's shutdown barrier."""
-    # Looked up, not imported: a wrong config ends here too, and should not wait for jax.
-    jax = sys.modules.get("jax")
-    if code and jax is not None and jax.distributed.is_initialized():
-        os._exit(code)
-    sys.exit(code)
+    # A wrong config ends here too, and should not wait for jax.
+    if "jax" not in sys.modules:
+        sys.exit(code)
+    from arcticjax.parallel import distributed
+
+    distributed.leave(code)
 
 
 if __name__ == "__main__":

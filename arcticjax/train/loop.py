@@ -22,6 +22,7 @@ from arcticjax.data import pipeline
 from arcticjax.parallel import mesh as meshes
 from arcticjax.step import state as states
 from arcticjax.step.activations import Kept
+from arcticjax.train import alike
 from arcticjax.train.report import Report
 from arcticjax.train.setup import Setup
 
@@ -75,6 +76,8 @@ class Loop:
         self._clock = time.monotonic()
         with _stop_signal() as stopped:
             for step, (host, batch) in enumerate(self._batches(start, last), start + 1):
+                if step == start + 1 or step % config.mesh.check_every_steps == 0:
+                    alike.check_batch(host)
                 state, buffers, metrics = self.compiled(state, buffers, batch)
                 if block or self.first_step_at is None:
                     jax.block_until_ready(metrics)

@@ -27,7 +27,7 @@ from arcticjax.parallel import distributed
 from arcticjax.parallel import mesh as meshes
 from arcticjax.step import activations
 from arcticjax.step import state as states
-from arcticjax.train import result, setup
+from arcticjax.train import alike, result, setup
 from arcticjax.train.loop import Loop, Totals
 from arcticjax.train.report import Report
 
@@ -58,6 +58,7 @@ def run(config: RunConfig) -> result.Result:
     """
     began = time.monotonic()
     distributed.start(config.mesh.platform, config.mesh.policy)
+    alike.check_start(config)
     directory = RunDirectory(config.run.directory)
     with contextlib.ExitStack() as stack:
         check_lease = _claim(directory, stack)
@@ -66,7 +67,7 @@ def run(config: RunConfig) -> result.Result:
         finished = _finished(path)
         if finished is not None:
             return finished
-        mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp)
+        mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.slices)
         stack.enter_context(jax.set_mesh(mesh))
         # Closed before the claim is given up: a save under way must not outlive it.
         store = stack.enter_context(
@@ -94,6 +95,7 @@ def _train(
     began: float,
 ) -> result.Result:
     ready = setup.prepare(config, mesh)
+    alike.check_prepared(ready)
     directory = Path(run_directory.path)
     state = ready.initial_state()
     restored = store.restore(states.abstract(state))
@@ -102,6 +104,7 @@ def _train(
         _check_data(restored.meta, ready.meta(), directory)
         state, start = restored.state, restored.step
         totals = Totals(**restored.meta["totals"])
+    alike.check_resumed(start)
     if distributed.talks():
         # Only now that nothing is refused: a refused resume leaves the directory as it was.
         run_directory.write_config(dump_config(config))

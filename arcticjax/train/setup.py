@@ -221,7 +221,7 @@ def _objective(config: RunConfig, start: Pretrained) -> Objective:
         document_document=loss.document_document,
         matryoshka=tuple((one.size, one.weight) for one in loss.matryoshka),
         margin=loss.margin,
-        gather=loss.gather,
+        gather_dtype=loss.gather,
         tile=loss.tile,
     )
 

@@ -63,6 +63,7 @@ BROKEN = {
         "loss.matryoshka.2.size",
         "listed twice",
     ),
+    "unequal slices": (["mesh.data=4", "mesh.slices=3"], "mesh.slices", "take a divisor"),
     "task typo": (
         ["data.docstrings={held_out: [a]}", "evaluation.tasks=[docstring]"],
         "evaluation.tasks.0",
@@ -98,6 +99,8 @@ FINE = {
     "an epoch": ["train.total_steps=null", "optimizer.warmup_steps=1000"],
     "constant": ["optimizer.schedule=constant"],
     "shares": ["mesh.data=32", "mesh.fsdp=2"],
+    "slices": ["mesh.data=4", "mesh.slices=2"],
+    "slices of all": ["mesh.slices=3"],
     "packages": ["data.docstrings={packages: [a, b], held_out: [b]}"],
 }  # fmt: skip
 

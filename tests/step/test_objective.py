@@ -143,7 +143,7 @@ def test_equals_its_definition(problem, case):
 
 def test_bfloat16_gather_rounds_and_no_more(problem):
     (loss, _), (_, *gradients) = by_definition(PLAIN, problem)
-    half = dataclasses.replace(PLAIN, gather="bfloat16")
+    half = dataclasses.replace(PLAIN, gather_dtype="bfloat16")
     found, _, _, found_gradients = on_devices(half, problem, 8)
     assert float(found) == pytest.approx(float(loss), rel=5e-3)
     assert float(found) != pytest.approx(float(loss), rel=1e-7)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ import numpy as np
 from arcticjax.checkpoint.store import CheckpointStore
 from arcticjax.train import __main__ as command
 
+ROOT = str(Path(__file__).resolve().parents[2])
 # Reading an export back imports torch, which takes longer than all the rest; plots take matplotlib.
 BARE = {"export.enabled": False, "report.plots": False}
 
@@ -25,20 +28,36 @@ def train(file, *sets: str) -> None:
 
 
 def start(
-    file, *sets: str, devices: int = 1, environment: dict[str, str] | None = None
+    file, *sets: str, devices: int = 1, environment: dict[str, str] | None = None, folder=None
 ) -> subprocess.Popen:
-    """The command as a user types it, in its own process."""
+    """The command as a user types it, in its own process and, if given, another folder."""
     arguments = [sys.executable, "-m", "arcticjax.train", "--config", str(file)]
     for one in sets:
         arguments += ["--set", one]
     flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         arguments,
-        env={**os.environ, "XLA_FLAGS": flags, **(environment or {})},
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": ROOT, "XLA_FLAGS": flags, **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def cluster(processes: int) -> list[dict[str, str]]:
+    """The environment by which each of several processes on this machine finds the others."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        {
+            "ARCTICJAX_COORDINATOR": f"localhost:{port}",
+            "ARCTICJAX_PROCESSES": str(processes),
+            "ARCTICJAX_PROCESS": str(rank),
+        }
+        for rank in range(processes)
+    ]
 
 
 def finish(process: subprocess.Popen, code: int = 0) -> str:

@@ -1,26 +1,54 @@
 """The same run on one device, on several, and on several processes."""
 
 import json
-import os
 
 import jax
 import numpy as np
 import pytest
 
 from arcticjax.config import load_config
+from arcticjax.parallel import fingerprint
 from arcticjax.parallel import mesh as meshes
 from arcticjax.step import activations
 from arcticjax.train import setup
 from tests import tiny
-from tests.train.running import BARE, finish, losses, start, train
+from tests.train.running import BARE, cluster, finish, losses, start, train
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory):
+def compared():
+    """What the processes of the run `short` would compare, were there several: moment, values."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory, compared):
     """Eight steps on one device."""
+
+    def check(when, values, **_):
+        compared.append((when, values()))
+
     folder = tmp_path_factory.mktemp("short")
-    train(tiny.run_config(folder, **BARE))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fingerprint, "check", check)
+        train(tiny.run_config(folder, **{"mesh.check_every_steps": 3}, **BARE))
     return folder
+
+
+def test_a_run_compares_its_processes_at_the_start_and_every_so_many_steps(short, compared):
+    assert [when for when, _ in compared] == [
+        "at the start",
+        *["before training"] * 2,
+        *[f"before step {step}" for step in (1, 3, 6)],
+    ]
+    start, prepared, resumed, *batches = [values for _, values in compared]
+    assert start["run"] == {"seed": 3} and start["code"] == fingerprint.code_version()
+    assert prepared["total_steps"] == 8 and len(prepared["data_fingerprint"]) > 16
+    assert prepared["evaluation"] == {"task": "40 queries, 40 documents"}
+    assert resumed == {"resumed step": 0}
+    assert [(one["step"], one["source"]) for one in batches] == [
+        losses(short)[step - 1][:2] for step in (1, 3, 6)
+    ]
 
 
 def test_encoding_once_or_twice_is_the_same_run(short, tmp_path):
@@ -59,21 +87,10 @@ def test_eight_devices_give_the_run_of_one(short, tmp_path):
 
 
 def test_two_processes_of_two_devices_give_the_run_of_one(short, tmp_path):
-    """Both on loopback; only process 0 writes and talks."""
-    file = tiny.run_config(tmp_path, **{"mesh.data": "auto"})
-    port = 20000 + os.getpid() % 20000
-    processes = [
-        start(
-            file,
-            devices=2,
-            environment={
-                "ARCTICJAX_COORDINATOR": f"localhost:{port}",
-                "ARCTICJAX_PROCESSES": "2",
-                "ARCTICJAX_PROCESS": str(rank),
-            },
-        )
-        for rank in range(2)
-    ]
+    """Both on loopback, each a slice; only process 0 writes and talks."""
+    changes = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.slices": 2, "mesh.check_every_steps": 3}
+    file = tiny.run_config(tmp_path, **changes)
+    processes = [start(file, devices=2, environment=one) for one in cluster(2)]
     outputs = [finish(process) for process in processes]
     assert "2 process(es)" in outputs[0]
     assert "step 8/8" not in outputs[1]
