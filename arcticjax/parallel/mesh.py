@@ -22,13 +22,16 @@ BATCH = P(AXES)
 REPLICATED = P()
 
 
-def make_mesh(data: int | str = "auto", fsdp: int = 1) -> Mesh:
+def make_mesh(
+    data: int | str = "auto", fsdp: int = 1, *, among: Sequence[Any] | None = None
+) -> Mesh:
     """A mesh of `data` x `fsdp` devices; 'auto' takes every device.
 
-    One process may use a part of its devices. Raises ConfigError where the devices do not suffice
-    or do not divide.
+    among: the devices to choose from; None: all of this run's. One process may use a part of its
+    devices. Raises ConfigError where the devices do not suffice or do not divide.
     """
-    devices = jax.device_count()
+    found = jax.devices() if among is None else among
+    devices = len(found)
     if data == "auto":
         if devices % fsdp:
             raise errors.ConfigError(
@@ -41,13 +44,14 @@ def make_mesh(data: int | str = "auto", fsdp: int = 1) -> Mesh:
             f"mesh.data x mesh.fsdp = {data} x {fsdp} = {size} devices, but {devices} are at hand; "
             "lower mesh.data or set it to auto"
         )
-    if size < devices and jax.process_count() > 1:
+    processes = len({device.process_index for device in found})
+    if size < devices and processes > 1:
         raise errors.ConfigError(
-            f"mesh.data x mesh.fsdp = {size}, but the {jax.process_count()} processes have "
+            f"mesh.data x mesh.fsdp = {size}, but the {processes} processes have "
             f"{devices} devices; with several processes every device must be used: set mesh.data "
             "to auto"
         )
-    return _mesh(int(data), fsdp, jax.devices()[:size])
+    return _mesh(int(data), fsdp, found[:size])
 
 
 def local_mesh() -> Mesh:

@@ -114,7 +114,7 @@ def _train(
         talk=distributed.talks(),
     ) as report:
         shapes = _announce(ready, report, start)
-        buffers = activations.allocate(ready.kept, mesh)
+        buffers = activations.allocate(ready.program.kept, mesh)
         compiled = _compile(ready, state, buffers)
         ready.embedder.params = state["params"]
         ready.evaluator.prepare()
@@ -154,14 +154,8 @@ def _train(
 
 def _compile(ready: setup.Setup, state: states.State, buffers: activations.Kept) -> Any:
     """The train step as an executable: compiled once, for the one shape that every batch has."""
-    sharding = meshes.replicated(ready.mesh)
     batch = meshes.host_to_global(ready.mesh, ready.builder(0).arrays)
-    step = jax.jit(
-        ready.train_step,
-        donate_argnums=(0, 1),
-        out_shardings=(sharding, meshes.batch_sharding(ready.mesh), sharding),
-    )
-    return step.lower(
+    return ready.program.lower(
         states.abstract(state), states.abstract(buffers), states.abstract(batch)
     ).compile()
 
@@ -227,8 +221,8 @@ def _announce(ready: setup.Setup, report: Report, start: int) -> list[dict[str, 
             "rows": shapes.rows,
             "row_length": shapes.row_length,
             "slots_per_row": shapes.slots,
-            "passes": ready.passes,
-            "kept_bytes": activations.buffer_bytes(ready.kept),
+            "passes": ready.program.passes,
+            "kept_bytes": activations.buffer_bytes(ready.program.kept),
         }
     ]
     if config.evaluation.tasks:
