@@ -43,7 +43,7 @@ QUERY_MEAN, DOCUMENT_MEAN = 30.0, 228.0
 # puts the 90th percentile at 514. Queries: chosen.
 QUERY_SPREAD, DOCUMENT_SPREAD = 0.5, 1.16
 
-_BATCHES = 8  # of a stand-in source
+_BATCHES = 4  # of a stand-in source
 
 
 @dataclass(frozen=True)
