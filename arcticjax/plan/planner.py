@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,6 @@ class Plan:
     shapes: Shapes
     passes: str
     evaluation_memory: int = 0
-    changes: list[str] = field(default_factory=list)
 
     @property
     def fits(self) -> bool:
@@ -101,6 +100,12 @@ class Planner:
             listed = [_train_entry(program, train)]
             if evaluation and train.refused is None:
                 listed += self._evaluation(work, mesh)
+        if program.declined_bytes is not None:
+            work.notes.append(
+                f"passes: two, because one would keep {program.declined_bytes / 2**30:.2f} GiB of "
+                "activations, more than a quarter of a device's memory; --set train.passes=one "
+                "computes a quarter less, if that fits"
+            )
         state = program.abstract_state()
         state_bytes = device_bytes(state)
         projection = None

@@ -6,7 +6,8 @@ executed. Found by trial with libtpu 0.0.42 and jax 0.10:
 
 - No variable has to be set. TPU_SKIP_MDS_QUERY keeps it from asking a metadata server that is not
   there; TPU_ACCELERATOR_TYPE and TPU_WORKER_HOSTNAMES only silence its complaint that it found
-  none.
+  none. Two processes at once need ALLOW_MULTIPLE_LIBTPU_LOAD: the wheel takes a lock on the machine
+  (/tmp/libtpu_lockfile) though no device is opened.
 - Hosts have 2x2x1 chips: each of the first two sides must be even, and one chip cannot be had.
 - v4 is described as two devices of half a chip's memory each, so it is left out here.
 """
@@ -59,9 +60,12 @@ CHIPS = {
 }
 
 _NAME = re.compile(r"(?P<kind>[A-Za-z0-9]+):(?P<sides>\d+(?:x\d+)*)")
-# Read by libtpu when it is loaded.
+# Read by jax and libtpu when they are loaded.
 _ENVIRONMENT = {
+    # What was compiled for a slice cannot be read back where there is none.
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
     "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
@@ -135,7 +139,7 @@ def prepare_environment(target: Target) -> None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     if target.chip is not None:
         for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+            os.environ[name] = value
 
 
 def open_devices(target: Target) -> list[Any]:

@@ -45,7 +45,8 @@ class Program:
     """A training step and what it works on.
 
     train_step: (state, buffers, batch) -> (state, buffers, metrics); kept: its buffers on all
-    devices; passes: how many times it encodes a text.
+    devices; passes: how many times it encodes a text; declined_bytes: what `train.passes: auto`
+    would have to keep on a device for one pass, where that was too much.
     """
 
     encoder: Encoder
@@ -55,6 +56,7 @@ class Program:
     train_step: Any
     passes: steps.Passes
     kept: list[jax.ShapeDtypeStruct]
+    declined_bytes: int | None = None
 
     def lower(self, state: Any, buffers: Any, batch: Any) -> jax.stages.Lowered:
         """The step for arguments of these shapes and shardings, ready to compile; state and buffers
@@ -153,7 +155,9 @@ def build(
     wanted = config.train.passes
     passes: steps.Passes = "two" if wanted == "two" else "one"
     kept = steps.kept_shapes(encoder, shapes, mesh, pooling=pooling, dtype=dtype, passes=passes)
-    if wanted == "auto" and (memory is None or activations.buffer_bytes(kept) > memory // 4):
+    needed = activations.buffer_bytes(kept)
+    declined = wanted == "auto" and (memory is None or needed > memory // 4)
+    if declined:
         passes, kept = "two", []
     gradient = steps.make_gradient(
         encoder,
@@ -167,7 +171,16 @@ def build(
     )
     schedule = optimizers.make_schedule(config.optimizer, total_steps)
     train_step = steps.make_train_step(gradient, optimizer, schedule)
-    return Program(encoder, shapes, mesh, optimizer, train_step, passes, kept)
+    return Program(
+        encoder,
+        shapes,
+        mesh,
+        optimizer,
+        train_step,
+        passes,
+        kept,
+        declined_bytes=needed if declined else None,
+    )
 
 
 def check_global_batch(global_batch: int, devices: int) -> None:
