@@ -148,13 +148,15 @@ def choose_shapes(
     hidden_size: int,
     intermediate_size: int,
     most_tokens: int,
+    overhead_tokens: int = 16,
     samples: int = 24,
 ) -> layout.Shapes:
     """The shapes of a run: given ones are kept, others chosen from `samples` batches spread over
     the first epoch.
 
-    `most_tokens` bounds the token slots of a microbatch, thereby its activations. Raises
-    ConfigError for a row length that is too short or no multiple of 8.
+    `most_tokens` bounds the token slots of a microbatch, thereby its activations;
+    `overhead_tokens` is what a microbatch costs beside its slots. Raises ConfigError for a row
+    length that is too short or no multiple of 8.
     """
     longest = max(query.longest, document.longest)
     if row_length is not None and (row_length < longest or row_length % layout.TOKENS_PER_SLOT):
@@ -181,7 +183,7 @@ def choose_shapes(
     if rows is None:
         slots = row_length // layout.TOKENS_PER_SLOT
         counts = [layout.pack(lengths, row_length, slots)[3] for lengths in sampled]
-        rows = layout.choose_rows(counts, row_length, most_tokens)
+        rows = layout.choose_rows(counts, row_length, most_tokens, overhead_tokens)
     return layout.Shapes(
         devices=devices,
         pairs=pairs,

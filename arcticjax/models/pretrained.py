@@ -68,6 +68,16 @@ class _Settings:
     lower_case: bool
 
 
+@dataclass(frozen=True)
+class Description:
+    """What a folder says of its model: the sizes as used (layers left out, pooling chosen) and the
+    contract of its texts."""
+
+    spec: ModelSpec
+    contract: TextContract
+    settings: _Settings
+
+
 def load_pretrained(
     name_or_folder: str | Path,
     *,
@@ -89,29 +99,21 @@ def load_pretrained(
     """
     name = str(name_or_folder)
     folder = resolve(name)
-    settings = _read_settings(folder)
-    source = settings.encoder_folder
-    config = read_json(source / "config.json", required=True)
-    with _naming(source):
-        spec = ModelSpec.from_hf(config)
-    chosen = pooling or settings.pooling
-    if chosen is None:
-        raise ConfigError(
-            f"{name}: a plain Hugging Face folder does not say how token vectors become one; set "
-            f"model.pooling to 'cls' (as Arctic-Embed), 'mean' or 'last'"
-        )
-    if keep_layers is not None and not 1 <= keep_layers <= spec.num_layers:
-        raise ConfigError(
-            f"model.keep_layers: {keep_layers} is not within 1 to the {spec.num_layers} layers "
-            f"of {name}"
-        )
-    contract = TextContract(
-        query_prompt=settings.query_prompt if query_prompt is None else query_prompt,
-        document_prompt=settings.document_prompt if document_prompt is None else document_prompt,
-        query_length=_length("query", query_length, settings.query_length, spec, name),
-        document_length=_length("document", document_length, settings.document_length, spec, name),
-        pooling=chosen,
+    described = describe_folder(
+        folder,
+        name,
+        pooling=pooling,
+        keep_layers=keep_layers,
+        query_prompt=query_prompt,
+        document_prompt=document_prompt,
+        query_length=query_length,
+        document_length=document_length,
     )
+    settings, contract = described.settings, described.contract
+    source = settings.encoder_folder
+    with _naming(source):
+        # All layers, to read the weights by.
+        spec = ModelSpec.from_hf(read_json(source / "config.json", required=True))
 
     tokenizer = TextTokenizer.from_file(source)
     if tokenizer.vocab_size > spec.vocab_size:
@@ -131,12 +133,10 @@ def load_pretrained(
     with _naming(source):
         params = from_hf_state(spec, tensors)
     del tensors
-    spec = dataclasses.replace(spec, pooling=chosen)
     if keep_layers is not None:
         params = {**params, "layers": _first(params["layers"], keep_layers)}
-        spec = dataclasses.replace(spec, num_layers=keep_layers)
     return Pretrained(
-        spec=spec,
+        spec=described.spec,
         params=params,
         contract=contract,
         tokenizer_file=tokenizer.file,
@@ -144,6 +144,49 @@ def load_pretrained(
         name=name,
         sha256=digest(files),
     )
+
+
+def describe_folder(
+    folder: Path,
+    name: str,
+    *,
+    pooling: Pooling | None = None,
+    keep_layers: int | None = None,
+    query_prompt: str | None = None,
+    document_prompt: str | None = None,
+    query_length: int | None = None,
+    document_length: int | None = None,
+) -> Description:
+    """What `load_pretrained` would load from a local folder, without its weights.
+
+    name: the model, for messages. Raises as `load_pretrained` does.
+    """
+    settings = _read_settings(folder)
+    source = settings.encoder_folder
+    with _naming(source):
+        spec = ModelSpec.from_hf(read_json(source / "config.json", required=True))
+    chosen = pooling or settings.pooling
+    if chosen is None:
+        raise ConfigError(
+            f"{name}: a plain Hugging Face folder does not say how token vectors become one; set "
+            f"model.pooling to 'cls' (as Arctic-Embed), 'mean' or 'last'"
+        )
+    if keep_layers is not None and not 1 <= keep_layers <= spec.num_layers:
+        raise ConfigError(
+            f"model.keep_layers: {keep_layers} is not within 1 to the {spec.num_layers} layers "
+            f"of {name}"
+        )
+    contract = TextContract(
+        query_prompt=settings.query_prompt if query_prompt is None else query_prompt,
+        document_prompt=settings.document_prompt if document_prompt is None else document_prompt,
+        query_length=_length("query", query_length, settings.query_length, spec, name),
+        document_length=_length("document", document_length, settings.document_length, spec, name),
+        pooling=chosen,
+    )
+    spec = dataclasses.replace(
+        spec, pooling=chosen, num_layers=spec.num_layers if keep_layers is None else keep_layers
+    )
+    return Description(spec, contract, settings)
 
 
 def read_json(path: Path, *, required: bool, kind: type = dict) -> Any:

@@ -28,14 +28,22 @@ BATCH = P(AXES)
 REPLICATED = P()
 
 
-def make_mesh(data: int | str = "auto", fsdp: int = 1, slices: int | str = "auto") -> Mesh:
+def make_mesh(
+    data: int | str = "auto",
+    fsdp: int = 1,
+    slices: int | str = "auto",
+    *,
+    among: Sequence[Any] | None = None,
+) -> Mesh:
     """A mesh of `data` x `fsdp` devices in `slices` equal parts, which share `data`.
 
     'auto' takes every device, and as many slices as the devices report. Where they report one
-    only, slices are groups of processes, or parts of one process's devices. One process may use a
-    part of its devices. Raises ConfigError where the devices do not suffice or do not divide.
+    only, slices are groups of processes, or parts of one process's devices. among: the devices to
+    choose from; None: all of this run's. One process may use a part of its devices. Raises
+    ConfigError where the devices do not suffice or do not divide.
     """
-    devices = jax.device_count()
+    found = jax.devices() if among is None else among
+    devices = len(found)
     if data == "auto":
         if devices % fsdp:
             raise errors.ConfigError(
@@ -48,13 +56,14 @@ def make_mesh(data: int | str = "auto", fsdp: int = 1, slices: int | str = "auto
             f"mesh.data x mesh.fsdp = {data} x {fsdp} = {size} devices, but {devices} are at hand; "
             "lower mesh.data or set it to auto"
         )
-    if size < devices and jax.process_count() > 1:
+    processes = len({device.process_index for device in found})
+    if size < devices and processes > 1:
         raise errors.ConfigError(
-            f"mesh.data x mesh.fsdp = {size}, but the {jax.process_count()} processes have "
+            f"mesh.data x mesh.fsdp = {size}, but the {processes} processes have "
             f"{devices} devices; with several processes every device must be used: set mesh.data "
             "to auto"
         )
-    chosen = jax.devices()[:size]
+    chosen = found[:size]
     slices = _slices(slices, int(data), chosen)
     return _mesh(slices, int(data) // slices, fsdp, chosen)
 

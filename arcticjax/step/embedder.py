@@ -6,7 +6,7 @@ The one path by which evaluation, mining, export checks and users embed text.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -22,6 +22,9 @@ from arcticjax.step.encode import make_encode
 
 Side = Literal["query", "document"]
 
+# Rows of the longest cap that a device encodes at once.
+ROWS = 8
+
 
 def templates(contract: TextContract, tokenizer: TextTokenizer) -> dict[Side, assemble.Template]:
     """What surrounds the texts of each side, by a contract."""
@@ -35,6 +38,12 @@ def templates(contract: TextContract, tokenizer: TextTokenizer) -> dict[Side, as
         "query": one(contract.query_prompt, contract.query_length),
         "document": one(contract.document_prompt, contract.document_length),
     }
+
+
+def row_length(templates: Mapping[Side, assemble.Template]) -> int:
+    """Tokens of a row that holds any text of either side."""
+    longest = max(template.longest for template in templates.values())
+    return layout.round_up(longest, layout.TOKENS_PER_SLOT)
 
 
 class Embedder:
@@ -52,7 +61,7 @@ class Embedder:
         contract: TextContract,
         mesh: Mesh,
         *,
-        rows: int = 8,
+        rows: int = ROWS,
         dtype: Any = jnp.float32,
     ) -> None:
         self.params = params
@@ -62,9 +71,7 @@ class Embedder:
         self._templates = templates(contract, tokenizer)
         self.mesh = mesh
         self._rows = rows
-        self._row_length = layout.round_up(
-            max(template.longest for template in self._templates.values()), layout.TOKENS_PER_SLOT
-        )
+        self._row_length = row_length(self._templates)
         self._encode = make_encode(encoder, mesh, pooling=contract.pooling, dtype=dtype)
 
     def encode(

@@ -22,6 +22,10 @@ from arcticjax.parallel.mesh import (
     replicated,
 )
 
+# Queries scored at once, and documents in a tile.
+QUERY_BLOCK = 512
+TILE = 4096
+
 
 def search(
     queries_QD: np.ndarray,
@@ -29,8 +33,8 @@ def search(
     k: int,
     mesh: Mesh,
     *,
-    query_block: int = 512,
-    tile: int = 4096,
+    query_block: int = QUERY_BLOCK,
+    tile: int = TILE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k documents of highest inner product for each query.
 
@@ -43,16 +47,13 @@ def search(
     k = min(k, total)
     if not len(queries_QD) or not k:
         return np.zeros((len(queries_QD), k), np.float32), np.zeros((len(queries_QD), k), np.int32)
-    devices = mesh.devices.size
-    share = -(-total // devices)
-    tile = min(tile, round_up(share, 8))
-    share = round_up(share, tile)
+    share, tile = cut_documents(total, mesh.devices.size, tile)
     local = np.zeros((len(local_positions(mesh)), share, documents_TD.shape[1]), np.float32)
     for part, position in zip(local, local_positions(mesh), strict=True):
         chunk = documents_TD[position * share : (position + 1) * share]
         part[: len(chunk)] = chunk
     documents = host_to_global(mesh, local)
-    program = _program(mesh, k, tile)
+    program = make_search(mesh, k, tile)
 
     query_block = min(query_block, round_up(len(queries_QD), 8))
     answers = []
@@ -69,9 +70,17 @@ def search(
     return np.concatenate(scores), np.concatenate(indices)
 
 
+def cut_documents(total: int, devices: int, tile: int = TILE) -> tuple[int, int]:
+    """How `total` documents are cut: documents of a device, and of a tile at most `tile`."""
+    share = -(-total // devices)
+    tile = min(tile, round_up(share, 8))
+    return round_up(share, tile), tile
+
+
 @functools.lru_cache(maxsize=32)
-def _program(mesh: Mesh, k: int, tile: int):
-    """The compiled search; kept, because every evaluation of a run asks for the same one."""
+def make_search(mesh: Mesh, k: int, tile: int):
+    """(queries [Q, D], documents [N, share, D], number of documents) -> scores and indices [Q, k];
+    kept, because every evaluation of a run asks for the same program."""
 
     def on_device(queries_BD: jax.Array, documents: jax.Array, total: jax.Array):
         documents_TD = documents[0]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 
 from arcticjax.parallel import mesh as meshes
 from arcticjax.parallel.sharding import Sharding, pieces_spec
@@ -27,18 +29,42 @@ def init_state(arrays: Any, optimizer: optax.GradientTransformation, sharding: S
     """
     mesh = sharding.mesh
     placed = meshes.place(arrays, sharding.named(sharding.specs))
-
-    def begin(arrays: Any) -> Any:
-        return optimizer.init(sharding.cut(arrays))
-
-    pieces = jax.eval_shape(
-        lambda: optimizer.init(jax.tree.map(lambda leaf: jnp.zeros((1, 1), leaf.dtype), arrays))
-    )
-    specs = jax.tree.map(pieces_spec, pieces)
-    moments = jax.jit(jax.shard_map(begin, mesh=mesh, in_specs=(sharding.specs,), out_specs=specs))(
-        placed
-    )
+    moments = jax.jit(_begin(arrays, optimizer, sharding))(placed)
     return {"step": meshes.replicate(mesh, jnp.int32(0)), **placed, "optimizer": moments}
+
+
+def abstract_state(
+    arrays: Any, optimizer: optax.GradientTransformation, sharding: Sharding
+) -> State:
+    """What `init_state` gives, as shapes, dtypes and shardings; the devices need not be there."""
+
+    def lying(shapes: Any, specs: Any) -> Any:
+        return jax.tree.map(
+            lambda one, place: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=place),
+            shapes,
+            sharding.named(specs),
+        )
+
+    moments = jax.eval_shape(_begin(arrays, optimizer, sharding), arrays)
+    return {
+        "step": lying(jax.ShapeDtypeStruct((), jnp.int32), P()),
+        **lying(arrays, sharding.specs),
+        "optimizer": lying(moments, jax.tree.map(pieces_spec, moments)),
+    }
+
+
+def _begin(
+    arrays: Any, optimizer: optax.GradientTransformation, sharding: Sharding
+) -> Callable[[Any], Any]:
+    """The optimiser's state of global `arrays`, in pieces."""
+    any_pieces = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, 1), leaf.dtype), arrays)
+    specs = jax.tree.map(pieces_spec, jax.eval_shape(optimizer.init, any_pieces))
+    return jax.shard_map(
+        lambda arrays: optimizer.init(sharding.cut(arrays)),
+        mesh=sharding.mesh,
+        in_specs=(sharding.specs,),
+        out_specs=specs,
+    )
 
 
 def abstract(arrays: Any) -> Any:

@@ -49,7 +49,7 @@ def check_prepared(ready: Setup) -> None:
         return {
             **ready.meta(),
             "shapes": vars(ready.shapes),
-            "passes": ready.encoding.passes,
+            "passes": ready.program.encoding.passes,
             "evaluation": {
                 task.name: f"{len(task.queries)} queries, {len(task.documents)} documents"
                 for task in ready.evaluator.tasks

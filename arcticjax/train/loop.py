@@ -97,7 +97,7 @@ class Loop:
                     self._report(*late)
                     late = None
                 if evaluate and step < last:
-                    setup.embedder.params = setup.sharding.whole(state["params"])
+                    setup.embedder.params = setup.program.sharding.whole(state["params"])
                     self.report.evaluation(step, setup.evaluator.evaluate())
                 if save:
                     self._save(step, state)

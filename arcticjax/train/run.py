@@ -118,9 +118,9 @@ def _train(
         talk=distributed.talks(),
     ) as report:
         shapes = _announce(ready, report, start)
-        buffers = activations.allocate(ready.kept, mesh)
+        buffers = activations.allocate(ready.program.kept, mesh)
         compiled = _compile(ready, state, buffers)
-        ready.embedder.params = ready.sharding.whole(state["params"])
+        ready.embedder.params = ready.program.sharding.whole(state["params"])
         ready.evaluator.prepare()
         if start == 0 and config.evaluation.tasks:
             report.evaluation("before", ready.evaluator.evaluate(), step=0)
@@ -128,7 +128,7 @@ def _train(
         state = loop.run(state, buffers, start)
         del buffers
 
-        params = ready.embedder.params = ready.sharding.whole(state["params"])
+        params = ready.embedder.params = ready.program.sharding.whole(state["params"])
         if config.evaluation.tasks:
             report.evaluation("after", ready.evaluator.evaluate(), step=ready.total_steps)
         export = _export(ready, params, directory, report)
@@ -159,11 +159,9 @@ def _train(
 def _compile(ready: setup.Setup, state: states.State, buffers: activations.Kept) -> Any:
     """The train step as an executable: compiled once, for the one shape that every batch has."""
     batch = meshes.host_to_global(ready.mesh, ready.builder(0).arrays)
-    return (
-        jax.jit(ready.train_step, donate_argnums=(0, 1))
-        .lower(states.abstract(state), states.abstract(buffers), states.abstract(batch))
-        .compile()
-    )
+    return ready.program.lower(
+        states.abstract(state), states.abstract(buffers), states.abstract(batch)
+    ).compile()
 
 
 def _check_unchanged(config: RunConfig, directory: Path) -> None:
@@ -227,9 +225,9 @@ def _announce(ready: setup.Setup, report: Report, start: int) -> list[dict[str, 
             "rows": shapes.rows,
             "row_length": shapes.row_length,
             "slots_per_row": shapes.slots,
-            "passes": ready.encoding.passes,
-            "remat": ready.encoding.remat,
-            "kept_bytes": activations.buffer_bytes(ready.kept),
+            "passes": ready.program.encoding.passes,
+            "remat": ready.program.encoding.remat,
+            "kept_bytes": activations.buffer_bytes(ready.program.kept),
         }
     ]
     if config.evaluation.tasks:

@@ -3,8 +3,6 @@
 The plain one: padded texts, the whole score matrix, one device, automatic gradients.
 """
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,17 +13,15 @@ from arcticjax.losses.infonce import Labels
 from arcticjax.losses.reference import dense_infonce
 from arcticjax.models.encoder import Encoder
 from arcticjax.parallel import mesh as meshes
-from arcticjax.parallel.sharding import ALIGNMENT, make_sharding
+from arcticjax.parallel.sharding import ALIGNMENT
 from arcticjax.step import activations
 from arcticjax.step import state as states
 from arcticjax.step import train as steps
 from arcticjax.step.objective import Objective
 from tests import tiny
+from tests.step.parts import TEMPERATURE, gradient_program, make_parts, make_step
 
-TEMPERATURE = 0.2
-OBJECTIVE = Objective(TEMPERATURE, tile=8)
 LEARNED = Objective(TEMPERATURE, learn_temperature=True, tile=8)
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 @pytest.fixture(scope="module")
@@ -96,53 +92,6 @@ def union(query_ids, document_ids):
     return groups
 
 
-def make_parts(encoder, builder, mesh, *, objective=OBJECTIVE, **options):
-    """What a step is made of, and its buffers."""
-    encoding = steps.Encoding(encoder, "mean", **options)
-    arrays = {"params": encoder.abstract(), "loss": objective.init()}
-    sharding = make_sharding(arrays, mesh)
-    kept = steps.kept_shapes(encoding, builder.shapes, sharding)
-    return (encoding, objective, builder.shapes, sharding), activations.allocate(kept, mesh)
-
-
-def placed(params, objective, sharding):
-    arrays = {"params": params, "loss": objective.init()}
-    return meshes.place(arrays, sharding.named(sharding.specs))
-
-
-def whole(pieces, arrays):
-    """Gradients in the shape of what they are gradients of, from the pieces of all devices."""
-
-    def one(piece, leaf):
-        rows = piece.shape[0]
-        return np.asarray(piece)[:, : leaf.size // rows].reshape(leaf.shape)
-
-    return jax.tree.map(one, pieces, arrays)
-
-
-def gradient_program(encoder, params, builder, devices, *, fsdp=1, objective=OBJECTIVE, **options):
-    """step -> (gradients, metrics), compiled once."""
-    mesh = meshes.make_mesh(devices // fsdp, fsdp)
-    with jax.set_mesh(mesh):
-        parts, kept = make_parts(encoder, builder, mesh, objective=objective, **options)
-        program = jax.jit(steps.make_gradient(*parts), donate_argnums=1)
-        arrays = placed(params, objective, parts[-1])
-
-    def one(step):
-        nonlocal kept
-        with jax.set_mesh(mesh):
-            batch = meshes.host_to_global(mesh, builder(step).arrays)
-            pieces, kept, metrics = program(arrays, kept, batch)
-        found = whole(pieces, arrays)
-        return (
-            (found["params"], found["loss"], metrics)
-            if found["loss"]
-            else (found["params"], metrics)
-        )
-
-    return one
-
-
 @pytest.mark.parametrize(
     "devices, rows, options",
     [
@@ -152,7 +101,8 @@ def gradient_program(encoder, params, builder, devices, *, fsdp=1, objective=OBJ
         (8, 1, {"remat": "named"}),
         (1, 2, {"passes": "one", "remat": "named"}),
         (8, 1, {"passes": "one"}),
-        (8, 1, {"fsdp": 2}),
+        (8, 1, {"slices": 4, "passes": "one"}),
+        (8, 1, {"slices": 2, "fsdp": 2}),
         (8, 1, {"fsdp": 4, "passes": "one", "remat": "named"}),
     ],
     ids=str,
@@ -206,82 +156,13 @@ def test_bfloat16_stays_near_float32(encoder, params):
     assert 1e-4 < difference / optax.tree.norm(exact) < 0.05
 
 
-def collectives(text: str) -> dict[tuple[str, bool], int]:
-    """Counts the collectives of a compiled program: (operation, whether a loop reaches it) ->
-    number."""
-    bodies: dict[str, list[str]] = {}
-    name = ""
-    for line in text.splitlines():
-        if match := re.match(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-            name = match.group(1)
-            bodies[name] = []
-        elif name:
-            bodies[name].append(line)
-    reached = set(re.findall(r"(?:body|condition)=%?([\w.\-]+)", text))
-    assert reached  # the program has loops
-    while True:
-        called = {
-            callee
-            for body in reached
-            for line in bodies.get(body, [])
-            for callee in re.findall(
-                r"(?:calls|to_apply|body|condition|branch_computations)=\{?%?([\w.\-]+)", line
-            )
-        }
-        if called <= reached:
-            break
-        reached |= called
-    found: dict[tuple[str, bool], int] = {}
-    for name, lines in bodies.items():
-        for operation in COLLECTIVES:
-            number = sum(bool(re.search(rf"= .*\b{operation}(-start)?\(", line)) for line in lines)
-            if number:
-                key = (operation, name in reached)
-                found[key] = found.get(key, 0) + number
-    return found
-
-
-@pytest.mark.parametrize("passes, fsdp", [("one", 1), ("two", 1), ("one", 2), ("two", 4)])
-def test_the_list_of_collectives(encoder, params, passes, fsdp):
-    """Documents once out and once back, labels once out, gradients once reduced and parameters once
-    put together; inside loops only the layers' matrices, and those only where they are shared."""
-    mesh = meshes.make_mesh(8 // fsdp, fsdp)
-    builder = tiny.builder(8)
-    with jax.set_mesh(mesh):
-        state, step, kept = make_step(encoder, params, builder, mesh, passes=passes)
-        batch = meshes.host_to_global(mesh, builder(0).arrays)
-        text = step.lower(state, kept, batch).compile().as_text()
-    found = collectives(text)
-    leaves = len(jax.tree.leaves(params))
-    assert found.pop(("all-gather", False)) == 2 + leaves  # document embeddings, column groups
-    assert found.pop(("reduce-scatter", False)) == 1 + leaves
-    assert found.pop(("all-reduce", False)) <= 6  # scalars of the loss and the metrics
-    if fsdp > 1:
-        matrices = 6  # of a layer
-        forward = {"one": 1, "two": 2}[passes]
-        assert found.pop(("all-gather", True)) == (forward + 1) * matrices
-        assert found.pop(("reduce-scatter", True)) == matrices
-    assert not found
-
-
-def make_step(encoder, params, builder, mesh, epsilon=1e-8, **options):
-    """A state, the compiled step and its buffers."""
-    parts, kept = make_parts(encoder, builder, mesh, **options)
-    objective, sharding = parts[1], parts[3]
-    schedule = optax.constant_schedule(2e-3)
-    optimizer = optax.adamw(schedule, eps=epsilon)
-    step = jax.jit(steps.make_train_step(*parts, optimizer, schedule), donate_argnums=(0, 1))
-    arrays = {"params": params, "loss": objective.init()}
-    return states.init_state(arrays, optimizer, sharding), step, kept
-
-
 def test_the_state_is_the_same_on_every_mesh_and_cut_on_each(encoder, params):
     """Pieces stand in the order of the whole, so another mesh reads the same checkpoint; a device
     holds its share of the optimiser's two numbers a parameter and no more (ZeRO stage 1)."""
     builders = {1: tiny.builder(1), 8: tiny.builder(8)}
     wholes = []
-    for data, fsdp in ((1, 1), (8, 1), (2, 4)):
-        mesh = meshes.make_mesh(data, fsdp)
+    for data, fsdp, slices in ((1, 1, 1), (8, 1, 1), (2, 4, 1), (4, 2, 2)):
+        mesh = meshes.make_mesh(data, fsdp, slices)
         builder = builders[data * fsdp]
         with jax.set_mesh(mesh):
             # A large epsilon: gradients that are rounding alone must not be blown up.
@@ -301,7 +182,7 @@ def test_the_state_is_the_same_on_every_mesh_and_cut_on_each(encoder, params):
             2 * ALIGNMENT * (leaf.shape[0] if leaf.ndim == 2 else 1)
             for leaf in jax.tree.leaves(params)
         )
-        assert own <= 8 * (numbers + padding) / mesh.size
+        assert own <= 8 * (numbers + padding) * slices / mesh.size
     for other in wholes[1:]:
         assert jax.tree.map(np.shape, other) == jax.tree.map(np.shape, wholes[0])
         differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), wholes[0], other)

@@ -72,11 +72,11 @@ def test_activations_are_kept_where_memory_allows(tmp_path, monkeypatch, room, w
     mesh = meshes.make_mesh(1)
     with jax.set_mesh(mesh):
         monkeypatch.setattr(meshes, "device_memory", lambda: 2**60)
-        kept = activations.buffer_bytes(setup.prepare(config, mesh).kept)
+        kept = activations.buffer_bytes(setup.prepare(config, mesh).program.kept)
         monkeypatch.setattr(meshes, "device_memory", lambda: room and int(room * kept))
         ready = setup.prepare(config, mesh)
-    assert ready.encoding.passes == passes
-    assert activations.buffer_bytes(ready.kept) == (kept if passes == "one" else 0)
+    assert ready.program.encoding.passes == passes
+    assert activations.buffer_bytes(ready.program.kept) == (kept if passes == "one" else 0)
 
 
 def test_eight_devices_give_the_run_of_one(short, tmp_path):

@@ -1,0 +1,137 @@
+"""Command line of planning: compiles a config's programs for a target and says what they need."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from arcticjax import config as configs
+from arcticjax import errors
+from arcticjax.plan import topology
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise errors.ConfigError(f"{message}; see python -m arcticjax.plan --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Plans what the arguments say; returns 0, whether or not it fits."""
+    parser = _Parser(
+        prog="python -m arcticjax.plan",
+        description="Compile a config's programs for a TPU slice, without the slice, and say "
+        "whether they fit and what a step costs.",
+    )
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="YAML file that describes the run"
+    )
+    parser.add_argument(
+        "--topology",
+        metavar="KIND:SIZE",
+        help=f"a slice ({', '.join(topology.CHIPS)}; such as v5e:16x16 or v5p:4x4x4), or cpu:N for "
+        "N fake devices; left out: the devices of this machine",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the plan there, too")
+    parser.add_argument(
+        "--fit",
+        action="store_true",
+        help="if it does not fit, look for the smallest change that does",
+    )
+    parser.add_argument(
+        "--lengths",
+        metavar="QUERY/DOCUMENT",
+        help="mean tokens of queries and of documents before they are cut, such as 12/180; left "
+        "out: those of the stored sources, if at hand, else 30/228",
+    )
+    parser.add_argument(
+        "--efficiency",
+        type=float,
+        metavar="FRACTION",
+        help="share of its peak that a chip reaches while it computes, for the projected time; "
+        "left out: 0.5, or 0.35 for hidden sizes below 768",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="replace a field of the config, for example train.global_batch=32768; may be repeated",
+    )
+    options = parser.parse_args(arguments)
+    config = configs.load_config(options.config, options.set)
+    target = topology.parse(options.topology)
+    lengths = _lengths(options.lengths)
+    if options.efficiency is not None and not 0 < options.efficiency <= 1:
+        raise errors.ConfigError(f"--efficiency: {options.efficiency} is not in (0, 1]")
+    if options.json and not Path(options.json).absolute().parent.is_dir():
+        raise errors.ConfigError(f"--json: no folder {Path(options.json).absolute().parent}")
+
+    # Only now: --help and a wrong config should not wait for jax, and it reads its environment
+    # when it starts.
+    topology.prepare_environment(target)
+    from arcticjax.plan import fit, report
+    from arcticjax.plan.planner import Planner
+
+    if target.name == "local":
+        from arcticjax.parallel import distributed
+
+        distributed.start(config.mesh.platform, config.mesh.policy)
+    planner = Planner(target, lengths=lengths, efficiency=options.efficiency)
+    plan = planner.plan(config)
+    print(report.to_text(plan, options.config), flush=True)
+    written = report.to_json(plan)
+
+    def load(settings: Sequence[str]) -> configs.RunConfig:
+        return configs.load_config(options.config, [*options.set, *settings])
+
+    if not plan.fits and not options.fit:
+        print(report.advice(list(itertools.islice(fit.changes(plan, load), 8))))
+    elif not plan.fits:
+        found = fit.search(planner, plan, load, lambda line: print(line, flush=True))
+        written["fit"] = None
+        if found is not None:
+            changes, fitting = found
+            written["fit"] = {"changes": changes, "plan": report.to_json(fitting)}
+            print(report.to_text(fitting, options.config))
+            print("fits by  " + " ".join(f"--set {one}" for one in changes))
+        else:
+            print("fits by  nothing that was tried; take a larger slice or a smaller global batch")
+    elif options.fit:
+        written["fit"] = {"changes": [], "plan": None}
+        print("fits by  no change")
+    if options.json:
+        _write(Path(options.json), written)
+    return 0
+
+
+def _lengths(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        query, document = (float(part) for part in text.split("/"))
+    except ValueError:
+        query = document = math.nan
+    if not (3 <= query < math.inf and 3 <= document < math.inf):
+        raise errors.ConfigError(
+            f"--lengths: {text!r} is not QUERY/DOCUMENT, two means of 3 tokens or more such as "
+            "12/180"
+        )
+    return query, document
+
+
+def _write(path: Path, content: object) -> None:
+    try:
+        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        raise errors.ResourceError(
+            f"cannot write {path}: {error.strerror or error}; give another --json"
+        ) from error
+
+
+if __name__ == "__main__":
+    errors.run_cli(lambda: main(sys.argv[1:]))

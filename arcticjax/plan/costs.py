@@ -1,0 +1,117 @@
+"""What a step costs: model FLOPs, and a projected time from the chip's limits.
+
+Only memory and collectives are compiled facts; times here are arithmetic on published peaks and
+stated assumptions, never measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from arcticjax.data.layout import Shapes
+from arcticjax.models.spec import ModelSpec
+from arcticjax.parallel.hlo import Collective
+from arcticjax.plan.topology import Target
+from arcticjax.plan.workload import Load
+
+# Share of the peak that matrix units reach while they work, assumed: what encoders of this width
+# are designed for here. Narrow ones (hidden size below 768) wait for memory more often.
+EFFICIENCY_WIDE, EFFICIENCY_NARROW = 0.5, 0.35
+# Times that the activations of a layer cross the memory bus in a training step.
+_ACTIVATION_TRIPS = 5
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A step's projected time in seconds, by what takes it.
+
+    compute: all slots, padding included, at `efficiency` of the peak; memory: activations, weights
+    and optimiser at the full bandwidth; network: every collective, none of it hidden. A step takes
+    the larger of the first two, and the third. mfu: of the peak, counting real tokens and a single
+    forward and backward pass only.
+    """
+
+    compute: float
+    memory: float
+    network: float
+    efficiency: float
+    mfu: float
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step."""
+        return max(self.compute, self.memory) + self.network
+
+
+def forward_flops(spec: ModelSpec, tokens: float, squares: float) -> float:
+    """FLOPs of one forward pass over texts of `tokens` tokens in all, `squares` being the sum of
+    their squared lengths: L (2 (4 h^2 + 2 h f) tokens + 4 h squares)."""
+    width, inner = spec.hidden_size, spec.intermediate_size
+    matrices = 2 * (4 * width**2 + 2 * width * inner)
+    return spec.num_layers * (matrices * tokens + 4 * width * squares)
+
+
+def model_flops(spec: ModelSpec, load: Load, global_batch: int) -> float:
+    """FLOPs that a step's mathematics asks for, over all devices: forward and twice that backward
+    over real tokens, attention within each text, and the loss, 6 B^2 D."""
+    loss = 6.0 * global_batch**2 * spec.hidden_size
+    return 3 * forward_flops(spec, load.tokens, load.squares) + loss
+
+
+def project(
+    spec: ModelSpec,
+    shapes: Shapes,
+    load: Load,
+    target: Target,
+    collectives: Sequence[Collective],
+    *,
+    passes: str,
+    precision_bytes: int,
+    state_bytes: int,
+    efficiency: float | None = None,
+) -> Projection:
+    """The projected time of a step on a slice.
+
+    state_bytes: parameters and optimiser of one device.
+    """
+    assert target.chip is not None
+    chip = target.chip
+    if efficiency is None:
+        efficiency = EFFICIENCY_WIDE if spec.hidden_size >= 768 else EFFICIENCY_NARROW
+    slots = load.microbatches * shapes.rows * shapes.row_length
+    batch = shapes.devices * shapes.pairs
+    # Forward, twice that backward, and forward again with two passes; attention spans whole rows.
+    times = 4 if passes == "two" else 3
+    done = times * forward_flops(spec, slots, slots * shapes.row_length)
+    # Scores of a device's queries with all documents; the backward pass computes them again.
+    done += 8.0 * shapes.pairs * batch * spec.hidden_size
+    # float32 matrices take as many passes through the bfloat16 units as jax's HIGHEST asks: six.
+    slower = 1 if precision_bytes == 2 else 6
+    compute = done * slower / (chip.peak_flops * efficiency)
+    moved = _ACTIVATION_TRIPS * activation_bytes(spec, shapes.row_length, precision_bytes) * slots
+    weights = spec.parameter_count() * (times * precision_bytes + 8)
+    memory = (moved + load.microbatches * weights + 2 * state_bytes) / chip.hbm_bandwidth
+    network = sum(
+        _bytes_on_the_wire(one) * (load.microbatches * spec.num_layers if one.in_loop else 1)
+        for one in collectives
+    )
+    seconds = Projection(compute, memory, network / target.ici_bandwidth, efficiency, 0.0)
+    peak = seconds.step * chip.peak_flops * shapes.devices
+    mfu = model_flops(spec, load, batch) / peak
+    return Projection(compute, memory, seconds.network, efficiency, mfu)
+
+
+def activation_bytes(spec: ModelSpec, row_length: int, precision_bytes: int) -> float:
+    """Bytes of activations of a token in all layers: projections, inputs and MLP, and attention
+    scores over a row in float32 and once in the compute type."""
+    wide = precision_bytes * (8 * spec.hidden_size + 2 * spec.intermediate_size)
+    scores = spec.num_heads * row_length * (4 + precision_bytes)
+    return spec.num_layers * (wide + 4 * spec.num_heads + scores)
+
+
+def _bytes_on_the_wire(one: Collective) -> float:
+    """Bytes that a device sends, by the ring algorithms."""
+    size = len(one.groups[0])
+    share = (size - 1) / size if size > 1 else 0.0
+    return one.bytes * share * (2 if one.op == "all-reduce" else 1)

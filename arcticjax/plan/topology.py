@@ -1,0 +1,187 @@
+"""Slices by name, the chips they are made of, and their devices without the slice.
+
+`v5e:16x16` names a kind of chip and how many stand along each side. The `libtpu` wheel describes
+such a slice and compiles for it on any x86 machine (jax.experimental.topologies); nothing is
+executed. Found by trial with libtpu 0.0.42 and jax 0.10:
+
+- No variable has to be set. TPU_SKIP_MDS_QUERY keeps it from asking a metadata server that is not
+  there; TPU_ACCELERATOR_TYPE and TPU_WORKER_HOSTNAMES only silence its complaint that it found
+  none. Two processes at once need ALLOW_MULTIPLE_LIBTPU_LOAD: the wheel takes a lock on the machine
+  (/tmp/libtpu_lockfile) though no device is opened.
+- Hosts have 2x2x1 chips: each of the first two sides must be even, and one chip cannot be had.
+- v4 is described as two devices of half a chip's memory each, so it is left out here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from arcticjax import errors
+from arcticjax.config.checks import nearest
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What one chip has.
+
+    sides: of a slice, 2 or 3. hbm_bytes: as much as the compiler gives a program. peak_flops: bf16
+    a second. hbm_bandwidth, ici_bandwidth: bytes a second; the latter over all links of a chip in
+    one direction, half of what is published as bidirectional. ring: a side of a slice that is a
+    multiple of this closes into a ring.
+    """
+
+    name: str
+    sides: int
+    hbm_bytes: int
+    peak_flops: float
+    hbm_bandwidth: float
+    ici_bandwidth: float
+    ring: int
+
+
+# Peaks and bandwidths: docs.cloud.google.com/tpu/docs/v5e, /v5p, /v6e ("Peak compute per chip
+# (bf16)", "HBM bandwidth", "Bidirectional inter-chip interconnect bandwidth"), and which slices are
+# tori: 16x16 of v5e and v6e, cubes of 4x4x4 of v5p. Memory: what the compiler of libtpu 0.0.42 says
+# is available when a program needs more (published: 16 GB, 95 GiB, 32 GB).
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v5e", 2, int(15.75 * GIB), 197e12, 819e9, 200e9, 16),
+        Chip("v5p", 3, int(95.74 * GIB), 459e12, 2765e9, 600e9, 4),
+        Chip("v6e", 2, int(31.25 * GIB), 918e12, 1638e9, 400e9, 16),
+    )
+}
+
+_NAME = re.compile(r"(?P<kind>[A-Za-z0-9]+):(?P<sides>\d+(?:x\d+)*)")
+# Read by jax and libtpu when they are loaded.
+_ENVIRONMENT = {
+    # What was compiled for a slice cannot be read back where there is none.
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    # Its log of an ordinary start and compilation would bury ours.
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a program is compiled for: a TPU slice (`chip` and its `sides`), `devices` fake CPU
+    devices, or, with neither, the devices of this machine."""
+
+    name: str
+    chip: Chip | None = None
+    sides: tuple[int, ...] = ()
+    devices: int = 0
+
+    @property
+    def ici_bandwidth(self) -> float:
+        """Bytes a second that a chip sends over all its links; a side that closes into no ring has
+        half of its links idle."""
+        assert self.chip is not None
+        open_sides = sum(side % self.chip.ring != 0 for side in self.sides)
+        return self.chip.ici_bandwidth * (1 - open_sides / 2 / len(self.sides))
+
+
+def parse(name: str | None) -> Target:
+    """The target that a name means; None means this machine. Raises ConfigError."""
+    if name is None:
+        return Target("local")
+    match = _NAME.fullmatch(name.strip())
+    kinds = [*CHIPS, "cpu"]
+    if match is None:
+        raise errors.ConfigError(
+            f"--topology: {name!r} is not KIND:SIZE; write for example v5e:16x16, v5p:4x4x4, "
+            f"v6e:8x8 or cpu:8 (kinds: {', '.join(kinds)})"
+        )
+    kind, sides = match["kind"].lower(), tuple(map(int, match["sides"].split("x")))
+    if kind == "cpu":
+        if len(sides) != 1 or not sides[0]:
+            raise errors.ConfigError(
+                f"--topology: {name!r}: cpu takes one number of devices, such as cpu:8"
+            )
+        return Target(name, devices=sides[0])
+    if kind not in CHIPS:
+        close = nearest(kind, kinds)
+        hint = f"; did you mean {close}:{match['sides']}?" if close else ""
+        raise errors.ConfigError(
+            f"--topology: no chip {kind!r} is known{hint} (kinds: {', '.join(kinds)})"
+        )
+    chip = CHIPS[kind]
+    if len(sides) != chip.sides or not all(sides) or sides[0] % 2 or sides[1] % 2:
+        example = "x".join(str(max(2, side + side % 2)) for side in (*sides, 4, 4)[: chip.sides])
+        raise errors.ConfigError(
+            f"--topology: {name!r}: a slice of {kind} has {chip.sides} sides, and its hosts have "
+            f"2x2 chips, so the first two sides are even; the nearest is {kind}:{example}"
+        )
+    return Target(name, chip=chip, sides=sides)
+
+
+def prepare_environment(target: Target) -> None:
+    """Sets what jax and libtpu read when they start; must come before jax is imported."""
+    if target.name == "local":
+        return
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if target.devices:
+        flag = f"--xla_force_host_platform_device_count={target.devices}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+    if target.chip is not None:
+        for name, value in _ENVIRONMENT.items():
+            os.environ[name] = value
+
+
+def open_devices(target: Target) -> list[Any]:
+    """The devices of a target, described or real.
+
+    Raises ConfigError where libtpu is missing or knows no such slice.
+    """
+    import jax
+
+    if target.chip is None:
+        found = jax.devices()
+        if len(found) < target.devices:
+            raise errors.ConfigError(
+                f"--topology: {target.name} needs {target.devices} devices, but jax started with "
+                f"{len(found)}"
+            )
+        return found[: target.devices] if target.devices else found
+    if importlib.util.find_spec("libtpu") is None:
+        raise errors.ConfigError(
+            f"--topology: {target.name} needs the TPU compiler, which is not installed: "
+            "pip install 'arcticjax[tpu]' (Linux on x86; no TPU is needed), or plan for cpu:8"
+        )
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=target.name).devices
+    except Exception as problem:  # jaxlib's own, without a class that could be named
+        raise errors.ConfigError(
+            f"--topology: libtpu knows no slice {target.name}: {str(problem).splitlines()[0]}"
+        ) from problem
+    if len(found) != math.prod(target.sides):
+        raise errors.ConfigError(
+            f"--topology: libtpu describes {target.name} as {len(found)} devices, not one a chip, "
+            "which this version cannot plan for"
+        )
+    return list(found)
+
+
+def memory(target: Target) -> int | None:
+    """Bytes of one device that a program may use; None where that cannot be told."""
+    if target.chip is not None:
+        return target.chip.hbm_bytes
+    from arcticjax.parallel import mesh as meshes
+
+    return meshes.device_memory()

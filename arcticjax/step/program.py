@@ -1,0 +1,239 @@
+"""The training program of a config: what a run compiles, and what `plan` compiles without a pod.
+
+Everything here follows from the config, the sizes of the model, the lengths of the data and the
+mesh; no weights and no tokens are needed, and the mesh may be of devices that are not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from arcticjax import errors
+from arcticjax.config.schema import RunConfig
+from arcticjax.data import assemble, layout, pipeline
+from arcticjax.data.catalog import SourceView
+from arcticjax.data.draw import Draw
+from arcticjax.models.bert import Remat
+from arcticjax.models.encoder import Encoder
+from arcticjax.models.spec import ModelSpec, Pooling
+from arcticjax.parallel import mesh as meshes
+from arcticjax.parallel.sharding import Sharding, make_sharding
+from arcticjax.step import activations
+from arcticjax.step import optimizer as optimizers
+from arcticjax.step import state as states
+from arcticjax.step import train as steps
+from arcticjax.step.objective import Objective
+from arcticjax.step.state import State
+
+# Token slots of a microbatch at most, where train.microbatch is left out: what keeps a platform's
+# matrix units busy.
+_MICROBATCH_TOKENS = {"cpu": 2048}
+_MICROBATCH_TOKENS_ELSEWHERE = 16384
+# What a microbatch costs beside its slots, in tokens. An accelerator reads the weights four times
+# in bfloat16 and adds to the gradient in float32: 16 bytes a parameter, where a token takes 8 FLOPs
+# a parameter. At the bandwidths and half the peaks of v5e, v5p and H200 that is the time of 240,
+# 170 and 170 tokens, of which some is hidden behind computing.
+_OVERHEAD_TOKENS = {"cpu": 16}
+_OVERHEAD_TOKENS_ELSEWHERE = 128
+
+
+@dataclass(frozen=True)
+class Program:
+    """A training step and what it works on.
+
+    encoding, objective, sharding: what the step does, and where; train_step: (state, buffers,
+    batch) -> (state, buffers, metrics); kept: its buffers on all devices; declined_bytes: what
+    `train.passes: auto` would have to keep on a device for one pass, where that was too much.
+    """
+
+    encoding: steps.Encoding
+    objective: Objective
+    shapes: layout.Shapes
+    sharding: Sharding
+    optimizer: optax.GradientTransformation
+    train_step: Any
+    kept: list[jax.ShapeDtypeStruct]
+    declined_bytes: int | None = None
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices that the step runs on."""
+        return self.sharding.mesh
+
+    @property
+    def encoder(self) -> Encoder:
+        """The model."""
+        return self.encoding.encoder
+
+    def lower(self, state: Any, buffers: Any, batch: Any) -> jax.stages.Lowered:
+        """The step for arguments of these shapes and shardings, ready to compile; state and buffers
+        are donated."""
+        return jax.jit(self.train_step, donate_argnums=(0, 1)).lower(state, buffers, batch)
+
+    def initial_state(self, params: Any) -> State:
+        """The state before the first step, on the mesh, from fp32 host arrays."""
+        arrays = {"params": params, "loss": self.objective.init()}
+        return states.init_state(arrays, self.optimizer, self.sharding)
+
+    def abstract_state(self) -> State:
+        """The initial state as shapes, dtypes and shardings."""
+        arrays = {"params": self.encoder.abstract(), "loss": self.objective.init()}
+        return states.abstract_state(arrays, self.optimizer, self.sharding)
+
+    def abstract_buffers(self) -> Any:
+        """The buffers as shapes, dtypes and shardings."""
+        return lying(self.kept, meshes.batch_sharding(self.mesh))
+
+    def abstract_batch(self) -> steps.Batch:
+        """A batch as shapes, dtypes and shardings: that of `pipeline.HostBatch.arrays`, global."""
+        shapes = self.shapes
+        grid = (shapes.microbatches, shapes.rows)
+        sizes: dict[str, tuple[int, ...]] = {
+            "tokens": (*grid, shapes.row_length),
+            "starts": (*grid, shapes.slots),
+            "lengths": (*grid, shapes.slots),
+            "places": (*grid, shapes.slots),
+            "microbatches": (),
+            "positives": (shapes.pairs, 1),
+            "row_groups": (shapes.pairs,),
+            "column_groups": (shapes.documents,),
+        }
+        batch = {
+            name: jax.ShapeDtypeStruct((shapes.devices, *size), jnp.int32)
+            for name, size in sizes.items()
+        }
+        return lying(batch, meshes.batch_sharding(self.mesh))
+
+
+def make_draw(config: RunConfig, views: Sequence[SourceView]) -> Draw:
+    """Which records make up each global batch of a config."""
+    weights = [view.weight for view in views]
+    return Draw(
+        [len(view) for view in views],
+        config.train.global_batch,
+        config.run.seed,
+        None if None in weights else [float(weight or 0) for weight in weights],
+    )
+
+
+def choose_shapes(
+    config: RunConfig,
+    spec: ModelSpec,
+    views: Sequence[SourceView],
+    draw: Draw,
+    sides: Mapping[Any, assemble.Template],
+    mesh: Mesh,
+) -> layout.Shapes:
+    """The shapes of a config's training step on a mesh, from the lengths of its data."""
+    platform = mesh.devices.flat[0].platform
+    return pipeline.choose_shapes(
+        views,
+        draw,
+        sides["query"],
+        sides["document"],
+        devices=mesh.devices.size,
+        row_length=config.data.row_length,
+        rows=config.train.microbatch,
+        hidden_size=spec.hidden_size,
+        intermediate_size=spec.intermediate_size,
+        most_tokens=_MICROBATCH_TOKENS.get(platform, _MICROBATCH_TOKENS_ELSEWHERE),
+        overhead_tokens=_OVERHEAD_TOKENS.get(platform, _OVERHEAD_TOKENS_ELSEWHERE),
+    )
+
+
+def build(
+    config: RunConfig,
+    spec: ModelSpec,
+    pooling: Pooling,
+    shapes: layout.Shapes,
+    mesh: Mesh,
+    total_steps: int,
+    memory: int | None,
+) -> Program:
+    """The training program of a config.
+
+    memory: bytes of one device, or None where that cannot be told; it decides `train.passes: auto`.
+    """
+    encoder = Encoder(spec)
+    objective = _objective(config, spec)
+    arrays = {"params": encoder.abstract(), "loss": objective.init()}
+    sharding = make_sharding(arrays, mesh)
+    train = config.train
+
+    def encoding(passes: steps.Passes) -> steps.Encoding:
+        usual: Remat = "named" if passes == "one" else "none"
+        remat = usual if train.remat == "auto" else train.remat
+        return steps.Encoding(encoder, pooling, jnp.dtype(train.precision), passes, remat)
+
+    chosen = encoding("two" if train.passes == "two" else "one")
+    kept = steps.kept_shapes(chosen, shapes, sharding)
+    needed = activations.buffer_bytes(kept)
+    declined = train.passes == "auto" and (memory is None or needed > memory // 4)
+    if declined:
+        chosen, kept = encoding("two"), []
+    optimizer = optimizers.make_optimizer(config.optimizer, total_steps)
+    train_step = steps.make_train_step(
+        chosen,
+        objective,
+        shapes,
+        sharding,
+        optimizer,
+        optimizers.make_schedule(config.optimizer, total_steps),
+        config.optimizer.clip_norm,
+    )
+    return Program(
+        chosen,
+        objective,
+        shapes,
+        sharding,
+        optimizer,
+        train_step,
+        kept,
+        declined_bytes=needed if declined else None,
+    )
+
+
+def _objective(config: RunConfig, spec: ModelSpec) -> Objective:
+    loss = config.loss
+    for index, one in enumerate(loss.matryoshka):
+        if one.size > spec.hidden_size:
+            raise errors.ConfigError(
+                f"loss.matryoshka.{index}.size: {one.size} is more than the {spec.hidden_size} "
+                "numbers of an embedding of this model"
+            )
+    return Objective(
+        temperature=loss.temperature,
+        learn_temperature=loss.learn_temperature,
+        symmetric=loss.symmetric,
+        query_query=loss.query_query,
+        document_query=loss.document_query,
+        document_document=loss.document_document,
+        matryoshka=tuple((one.size, one.weight) for one in loss.matryoshka),
+        margin=loss.margin,
+        gather_dtype=loss.gather,
+        tile=loss.tile,
+    )
+
+
+def check_global_batch(global_batch: int, devices: int) -> None:
+    """Refuses a global batch that does not divide among the devices, with a ConfigError."""
+    if global_batch % devices:
+        raise errors.ConfigError(
+            f"train.global_batch: {global_batch} pairs do not divide among {devices} devices; take "
+            f"a multiple of {devices}, such as {layout.round_up(global_batch, devices)}, or fewer "
+            "devices (mesh.data)"
+        )
+
+
+def lying(shapes: Any, sharding: NamedSharding) -> Any:
+    """A tree of shapes and dtypes, each with a sharding."""
+    return jax.tree.map(
+        lambda one: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding), shapes
+    )

@@ -1,0 +1,158 @@
+"""The command on eight fake devices, in this process; one program is compiled for all tests."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from arcticjax import errors
+from arcticjax.config import load_config
+from arcticjax.models.spec import PRESETS
+from arcticjax.plan import planner, topology, workload
+from arcticjax.plan.__main__ import main
+from arcticjax.step import activations
+from tests import tiny
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+RECIPES = {"xs": "xs", "s": "s", "m": "m", "m_v15": "m", "l": "l"}
+# What makes a recipe small enough to compile in seconds.
+SHRUNK = (
+    "model.init=sentence-transformers/all-MiniLM-L6-v2",
+    "model.keep_layers=1",
+    "data.query_length=16",
+    "data.document_length=16",
+    "train.global_batch=16",
+    "train.microbatch=1",
+    "train.precision=float32",
+    "evaluation.tasks=[]",
+    "evaluation.every_steps=null",
+)
+
+
+def run(config, *options, sets=()):
+    changes = [part for one in sets for part in ("--set", one)]
+    return main(["--config", str(config), *options, *changes])
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """(plan as JSON, file) of a tiny run on eight devices, with its evaluation."""
+    folder = tmp_path_factory.mktemp("plan")
+    config = tiny.run_config(folder, **{"mesh.data": "auto"})
+    assert run(config, "--topology", "cpu:8", "--fit", "--json", str(folder / "plan.json")) == 0
+    return json.loads((folder / "plan.json").read_text()), config
+
+
+def test_the_fields_that_scripts_read(planned):
+    plan, _ = planned
+    assert plan["fits"] is True
+    assert plan["hbm_bytes_per_chip"] == sum(plan["hbm_parts"].values())
+    assert plan["hbm_bytes_per_chip"] < plan["hbm_capacity_bytes"]
+    assert plan["fit"] == {"changes": [], "plan": None}
+    # No table has the limits of this machine: nothing is projected.
+    assert plan["projected_step_seconds"] is plan["pairs_per_second"] is plan["run"] is None
+    assert 0.5 < plan["fill"] <= 1
+    programs = [one["program"] for one in plan["compiled_shapes"]]
+    assert programs == ["train_step", "encode", "search"]
+    assert all(one["memory_bytes"] > 0 for one in plan["compiled_shapes"])
+    assert plan["compiled_shapes"][2]["documents"] == 40
+
+
+def test_parts_of_the_memory(planned):
+    plan, _ = planned
+    parts, params = plan["hbm_parts"], 4 * tiny.SPEC.parameter_count()
+    assert parts["parameters"] == params
+    assert parts["optimizer"] - 2 * params == 4 + 4  # two counts of steps
+    assert parts["kept_activations"] == plan["compiled_shapes"][0]["kept_bytes"] > 0
+    assert parts["gathered_documents"] == 2 * 16 * 32 * 4
+
+
+def test_the_collectives_of_a_step(planned):
+    """Documents gathered once and scattered back once, gradients reduced once, nothing in a
+    loop."""
+    plan, _ = planned
+    assert {one["axis"] for one in plan["collectives"]} == {"data"}
+    assert not any(one["in_loop"] for one in plan["collectives"])
+    large = [(one["op"], one["bytes"]) for one in plan["collectives"] if one["bytes"] > 64]
+    documents = 16 * 32 * 4
+    gradients = next(size for op, size in large if op == "all-reduce")
+    assert sorted(large) == [
+        ("all-gather", documents),
+        ("all-reduce", gradients),
+        ("reduce-scatter", documents),
+    ]
+    assert 0 <= gradients - 4 * tiny.SPEC.parameter_count() < 64  # with sums of the loss
+
+
+def test_it_is_said_in_words(planned, capsys, monkeypatch):
+    """And a plan that does not fit names what to try, in order."""
+    plan, config = planned
+    capsys.readouterr()
+    monkeypatch.setattr(topology, "memory", lambda target: plan["hbm_bytes_per_chip"] - 1)
+    sets = ("train.passes=one", "evaluation.tasks=[]")
+    assert run(config, "--topology", "cpu:8", sets=sets) == 0
+    said = capsys.readouterr().out
+    assert "cpu:8 (8 x cpu): does NOT fit" in said
+    assert "all-gather over data: 2.00 KiB" in said
+    assert "not projected" in said
+    tries = [line for line in said.splitlines() if line.startswith("try ")]
+    assert tries[:2] == [
+        "try      --set train.microbatch=1",
+        "try      --set train.passes=two",
+    ]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_are_of_the_sizes_and_settings_they_name(recipe):
+    config = load_config(CONFIGS / f"pretrain_{recipe}.yaml")
+    found = workload.describe(config)
+    assert found.spec == PRESETS[RECIPES[recipe]]  # with CLS pooling
+    assert (config.data.query_length, config.data.document_length) == (32, 256)
+    assert config.train.global_batch == (32768 if recipe in ("xs", "s") else 16384)
+    assert config.train.precision == "bfloat16"
+    text = (CONFIGS / f"pretrain_{recipe}.yaml").read_text()
+    for name in ("v5e:16x16", "v5p:4x4x4", "v6e:8x8"):
+        target = topology.parse(name)
+        assert name in text and config.train.global_batch % (target.devices or 256) == 0
+
+
+def test_a_shrunk_recipe_plans_on_fake_devices(tmp_path):
+    file = tmp_path / "plan.json"
+    sets = (*SHRUNK, "train.passes=two")
+    run(CONFIGS / "pretrain_l.yaml", "--topology", "cpu:8", "--json", str(file), sets=sets)
+    plan = json.loads(file.read_text())
+    assert plan["fits"] and plan["devices"] == 8
+    assert plan["hbm_parts"]["kept_activations"] == 0
+    assert plan["compiled_shapes"][0]["passes"] == "two"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--topology", "v5e"), "v5e:16x16"),
+        (("--topology", "cpu:8", "--lengths", "12"), "--lengths"),
+        (("--topology", "cpu:8", "--lengths", "12/0"), "--lengths"),
+        (("--topology", "cpu:8", "--efficiency", "2"), "--efficiency"),
+        (("--topology", "cpu:8", "--json", "/no/such/folder/plan.json"), "no folder"),
+        (("--topology", "cpu:8", "--set", "train.global_batch=12"), "do not divide among 8"),
+        (("--topology", "cpu:8", "--set", "mesh.data=16"), "16 devices, but 8 are at hand"),
+        (("--topologi", "cpu:8"), "--help"),
+    ],
+)
+def test_mistakes_are_explained(planned, options, words):
+    with pytest.raises(errors.ConfigError, match=words):
+        run(planned[1], *options)
+
+
+def test_kept_programs_are_not_compiled_again(planned, monkeypatch):
+    config = load_config(planned[1], ["evaluation.tasks=[]"])
+    compiled = []
+    stand_in = planner.Compiled(seconds=0, argument_bytes=0, memory_bytes=1, temporary_bytes=0)
+    monkeypatch.setattr(
+        planner, "compile_program", lambda label, *_: compiled.append(label) or stand_in
+    )
+    eight = planner.Planner(topology.parse("cpu:8"))
+    for sets in ([], ["run.directory=elsewhere"], ["train.passes=two"], []):
+        eight.plan(load_config(planned[1], ["evaluation.tasks=[]", *sets]))
+    assert len(compiled) == 2
+    assert activations.buffer_bytes([]) == 0 and config.train.passes == "auto"

@@ -1,0 +1,40 @@
+"""The abstract program is the one that training runs."""
+
+import jax
+import pytest
+
+from arcticjax.config import load_config
+from arcticjax.models.encoder import Encoder
+from arcticjax.parallel import mesh as meshes
+from arcticjax.step import activations, program, state
+from tests import tiny
+
+
+@pytest.fixture(scope="module", params=["one", "two"])
+def built(request, tmp_path_factory):
+    """(program, batches) on four devices."""
+    folder = tmp_path_factory.mktemp("program")
+    config = load_config(tiny.run_config(folder, **{"train.passes": request.param}))
+    mesh = meshes.make_mesh(4)
+    batches = tiny.builder(4)
+    with jax.set_mesh(mesh):
+        yield (
+            program.build(config, tiny.SPEC, "mean", batches.shapes, mesh, 8, None),
+            batches,
+        )
+
+
+def same(real, abstract):
+    assert jax.tree.structure(real) == jax.tree.structure(abstract)
+    for one, other in zip(jax.tree.leaves(real), jax.tree.leaves(abstract), strict=True):
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+        assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
+
+
+def test_abstract_arrays_are_those_of_a_run(built):
+    made, batches = built
+    params = jax.device_get(Encoder(tiny.SPEC).init(jax.random.key(0)))
+    same(state.init_state(params, made.optimizer, made.mesh), made.abstract_state())
+    same(meshes.host_to_global(made.mesh, batches(0).arrays), made.abstract_batch())
+    same(activations.allocate(made.kept, made.mesh), made.abstract_buffers())
+    assert bool(made.kept) == (made.passes == "one")
