@@ -168,16 +168,13 @@ def choose_shapes(
     sampled = []
     for step in sorted({int(step) for step in np.linspace(0, draw.steps_per_epoch - 1, samples)}):
         drawn = draw.at(step)
-        view, records = views[drawn.source], drawn.records[:pairs]
-        _, first = np.unique(view.document_ids(records), return_index=True)
-        sampled.append(
-            np.concatenate(
-                [
-                    query.lengths(view.query_lengths(records)),
-                    document.lengths(view.document_lengths(records))[first],
-                ]
-            )
-        )
+        view, records = views[drawn.source], drawn.records
+        queries = query.lengths(view.query_lengths(records))
+        documents = document.lengths(view.document_lengths(records))
+        # Dealing gives every device nearly the same: one pair of every N, by length.
+        share = np.argsort(queries + documents, kind="stable")[devices // 2 :: devices]
+        _, first = np.unique(view.document_ids(records[share]), return_index=True)
+        sampled.append(np.concatenate([queries[share], documents[share][first]]))
     if row_length is None:
         row_length = layout.choose_row_length(sampled, longest, hidden_size, intermediate_size)
     if rows is None:

@@ -144,3 +144,36 @@ def test_fill_at_64_pairs_a_device_is_at_least_92_percent():
     slots = sum(int(one["microbatches"][0]) for one in hosts) * shapes.rows * shapes.row_length
     assert sum(int(one["lengths"].sum()) for one in hosts) / slots >= 0.92
     assert isinstance(shapes, layout.Shapes)
+
+
+def test_rows_are_chosen_for_what_dealing_gives_a_device():
+    """Every second pair is long: dealt to two devices each gets 8 long and 8 short ones, which need
+    11 rows, whichever pairs come first in the draw."""
+    view = tiny.memory_view("mixed", 0, records=32, shared=0.0)
+    view.queries = [np.full(1, 7, np.int32) for _ in range(32)]
+    view.documents = [np.full(60 if n % 2 else 1, 7, np.int32) for n in range(32)]
+    template = Template(1, np.array([], int), 2, 64)
+    draw = pipeline.Draw([32], 32, 5)
+    options = dict(hidden_size=32, intermediate_size=64, row_length=64, rows=None)
+    chosen = [
+        pipeline.choose_shapes(
+            [view],
+            draw,
+            template,
+            template,
+            devices=2,
+            most_tokens=256,
+            overhead_tokens=one,
+            **options,
+        ).rows
+        for one in (1, 40)
+    ]
+    shapes = layout.Shapes(2, 16, 64, 1, 64, 64)
+    dealt = pipeline.BatchBuilder([view], draw, shapes, template, template, [0, 1])(0).arrays
+    rows = dealt["microbatches"].max()
+    assert rows == 11
+    costs = {
+        overhead: {g: -(-rows // g) * (g * 64 + overhead) for g in (1, 2, 4)}
+        for overhead in (1, 40)
+    }
+    assert chosen == [min(cost, key=cost.get) for cost in costs.values()]

@@ -102,6 +102,15 @@ def test_it_is_said_in_words(planned, capsys, monkeypatch):
     ]
 
 
+def test_without_a_topology_it_plans_for_this_machine(planned, tmp_path):
+    plan, config = planned
+    file = tmp_path / "plan.json"
+    assert run(config, "--json", str(file), sets=("evaluation.tasks=[]",)) == 0
+    local = json.loads(file.read_text())
+    assert (local["topology"], local["devices"]) == ("local", 8)
+    assert local["hbm_parts"] == plan["hbm_parts"]
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_are_of_the_sizes_and_settings_they_name(recipe):
     config = load_config(CONFIGS / f"pretrain_{recipe}.yaml")
