@@ -98,7 +98,10 @@ def test_tiled_and_dense_equal_the_reference(name, temperature):
             assert float(getattr(sums, field)) == pytest.approx(
                 wanted.sums[field], rel=1e-5, abs=1e-5
             ), field
-        pairs = [(found[:2], wanted.gradients), *zip(found[2], wanted.contrast_gradients)]
+        pairs = [
+            (found[:2], wanted.gradients),
+            *zip(found[2], wanted.contrast_gradients, strict=True),
+        ]
         for some, expected in pairs:
             assert error(some[0], expected[0]) <= 1e-5
             assert error(some[1], expected[1]) <= 1e-5
