@@ -43,7 +43,9 @@ from arcticjax.losses.labels import Contrast, Guide, Labels, LossSums
 from arcticjax.losses.tiles import (
     block_at,
     block_count,
+    chosen_sizes,
     from_norms,
+    lowest_positive,
     positive_cosines,
     pull,
     slicers,
@@ -100,20 +102,13 @@ def tiled_infonce(
     """
     first = Contrast(queries_bD, documents_TD, labels.column_groups_T, guide)
     contrasts = (first, *contrasts)
-    width = queries_bD.shape[-1]
-    chosen = sorted(sizes or [(width, 1.0)])
-    _check(contrasts, labels, chosen)
+    _check(contrasts, labels)
+    numbers, weights = chosen_sizes(sizes, queries_bD.shape[1])
     if tile < 1 or (row_block is not None and row_block < 1):
         raise ValueError(f"tile and row_block must be at least 1, got {tile} and {row_block}")
     tile = min(tile, max(contrast.columns_TD.shape[0] for contrast in contrasts))
-    at_once = row_block or max(1, SCORES_AT_ONCE // (tile * len(chosen)))
-    options = _Options(
-        tile,
-        min(at_once, queries_bD.shape[0]),
-        tuple(size for size, _ in chosen),
-        tuple(float(weight) for _, weight in chosen),
-        margin,
-    )
+    at_once = row_block or max(1, SCORES_AT_ONCE // (tile * len(numbers)))
+    options = _Options(tile, min(at_once, queries_bD.shape[0]), numbers, weights, margin)
     # One varying type for all, so that the rules below need no care for devices; where something
     # replicated comes in, the transpose of this cast adds the devices' gradients.
     contrasts, temperature, labels = _vary_alike(
@@ -334,17 +329,14 @@ def _gradients(
 
 def _limits(first: Contrast, positives_bP, cosines_bP, margin: float | None):
     """Cosines above which a column is no negative of a row, by the model and by the guide."""
-
-    def lowest(cosines_bP):
-        return jnp.min(jnp.where(positives_bP >= 0, cosines_bP, jnp.inf), axis=1)
-
     limits_b, guide_limits_b = None, None
     if margin is not None:
-        limits_b = lowest(cosines_bP) + margin
+        limits_b = lowest_positive(cosines_bP, positives_bP) + margin
     if first.guide is not None:
         guide = Contrast(*first.guide, first.column_groups_T)
         width = first.guide.rows_bG.shape[1]
-        guide_limits_b = lowest(positive_cosines(guide, positives_bP, (width,))[0])
+        guided_bP = positive_cosines(guide, positives_bP, (width,))[0]
+        guide_limits_b = lowest_positive(guided_bP, positives_bP)
     return limits_b, guide_limits_b
 
 
@@ -381,7 +373,7 @@ def _vary_alike(values):
     return jax.tree.map(cast, values)
 
 
-def _check(contrasts: Sequence[Contrast], labels: Labels, sizes: Sequence[tuple[int, float]]):
+def _check(contrasts: Sequence[Contrast], labels: Labels):
     first = contrasts[0]
     b, width = first.rows_bD.shape
     shapes_fit = (
@@ -407,6 +399,3 @@ def _check(contrasts: Sequence[Contrast], labels: Labels, sizes: Sequence[tuple[
         raise ValueError(f"embeddings are {' and '.join(sorted(dtypes))}: cast one to the other")
     if any(one.guide is not None for one in contrasts) and first.guide is None:
         raise ValueError("a guide of further contrasts needs that of queries and documents")
-    numbers = [size for size, _ in sizes]
-    if len(set(numbers)) < len(numbers) or not all(1 <= size <= width for size in numbers):
-        raise ValueError(f"sizes {numbers} must be distinct and between 1 and {width}")

@@ -57,3 +57,11 @@ class LossSums(NamedTuple):
     """Cosines of the pairs (before the temperature)."""
     hardest_negative_score: jax.Array
     """Largest cosine of a negative of the row, once per pair."""
+
+
+class DistillationSums(NamedTuple):
+    """Sums over this device, fp32 scalars; a mean is the ratio of both, summed over devices."""
+
+    loss: jax.Array
+    count: jax.Array
+    """What the loss is a mean over: queries, or pairs of a positive and a negative."""

@@ -6,6 +6,7 @@ larger ones, so products are summed up from one size to the next, and gradients 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -152,6 +153,25 @@ def positive_cosines(first: Contrast, positives_bP, sizes: tuple[int, ...]):
             cosines_Kb.append(raw_b * scale_b)
         found.append(jnp.stack(cosines_Kb))
     return jnp.stack(found, axis=2)
+
+
+def lowest_positive(cosines_bP, positives_bP):
+    """[b]: the lowest cosine of a row's positives; infinite where there is none."""
+    return jnp.min(jnp.where(positives_bP >= 0, cosines_bP, jnp.inf), axis=1)
+
+
+def chosen_sizes(
+    sizes: Sequence[tuple[int, float]] | None, width: int
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Matryoshka sizes, ascending, and their weights; None is the whole width with weight 1.
+
+    Raises ValueError for a size that repeats or that an embedding does not have.
+    """
+    chosen = sorted(sizes or [(width, 1.0)])
+    numbers = tuple(size for size, _ in chosen)
+    if len(set(numbers)) < len(numbers) or not all(1 <= size <= width for size in numbers):
+        raise ValueError(f"sizes {list(numbers)} must be distinct and between 1 and {width}")
+    return numbers, tuple(float(weight) for _, weight in chosen)
 
 
 def from_norms(texts_xD, sums_xK, sizes: tuple[int, ...]):

@@ -48,44 +48,119 @@ def make_problem(seed, rows=24, columns=40, width=16, slots=3, dtype=np.float32)
     )
 
 
-def reference(queries, documents, labels, temperature):
-    """Sums and gradients in fp64 NumPy, one softmax per (row, positive)."""
-    queries, documents = (
-        np.asarray(a.astype(jnp.float32), np.float64) for a in (queries, documents)
-    )
-    positives, row_groups, column_groups = (np.asarray(part) for part in labels)
+def reference(
+    queries,
+    documents,
+    labels,
+    temperature,
+    *,
+    sizes=None,
+    contrasts=(),
+    margin=None,
+    guide=None,
+    negatives=None,
+):
+    """Sums and gradients in fp64 NumPy, one softmax per (row, positive).
+
+    negatives: with in-batch negatives off, the positions of each row's own.
+    `closest` is how near a cosine comes to a limit above which it is no negative.
+    """
+    sizes = sorted(sizes or [(queries.shape[1], 1.0)])
+    matrices = [
+        tuple(as_float64(part) for part in pair)
+        for pair in [(queries, documents), *((one.rows_bD, one.columns_TD) for one in contrasts)]
+    ]
+    guides = [guide, *(one.guide for one in contrasts)]
+    groups = [labels.column_groups_T, *(one.column_groups_T for one in contrasts)]
+    cosines = [[cosine_matrix(*pair, size) for pair in matrices] for size, _ in sizes]
+    slopes = [[np.zeros_like(matrix) for matrix in of_size] for of_size in cosines]
+    whole = cosines[-1][0]
+    guided = [
+        None if one is None or guide is None else as_float64(one.rows_bG) @ as_float64(one[1]).T
+        for one in guides
+    ]
     sums = dict.fromkeys(NUMBERS, 0.0)
-    query_grad, document_grad = np.zeros_like(queries), np.zeros_like(documents)
-    temperature_grad = 0.0
-    for row, (mine, group) in enumerate(zip(positives, row_groups, strict=True)):
-        mine = mine[mine >= 0]
+    temperature_grad, closest = 0.0, np.inf
+    for row, mine in enumerate(np.asarray(labels.positives_bP)):
+        group, mine = int(labels.row_groups_b[row]), mine[mine >= 0]
         if group < 0 or len(mine) == 0:
             continue
-        allowed = (column_groups != -1) & (column_groups != group)
-        allowed[mine] = False
-        others = np.flatnonzero(allowed)
-        row_cosines = documents @ queries[row]
-        for positive in mine:
-            cosine, cosines = row_cosines[positive], row_cosines[others]
-            # softmax over (positive, negatives) relative to the positive: exact in both tails
-            odds = np.exp((cosines - cosine) / temperature)
-            weights = odds / (1 + odds.sum())
-            sums["loss"] += np.log1p(odds.sum())
-            sums["count"] += 1
-            sums["correct"] += all(cosines < cosine)
-            sums["positive_score"] += cosine
-            sums["hardest_negative_score"] += max(cosines, default=0.0)
-            slopes = np.zeros(len(documents))
-            slopes[others] = weights / temperature
-            slopes[positive] = -weights.sum() / temperature
-            query_grad[row] += slopes @ documents
-            document_grad += np.outer(slopes, queries[row])
-            temperature_grad -= weights @ (cosines - cosine) / temperature**2
+        allowed = [(np.asarray(one) != -1) & (np.asarray(one) != group) for one in groups]
+        if negatives is not None:
+            own = np.asarray(negatives[row])
+            allowed[0] = np.isin(np.arange(len(documents)), own[own >= 0])
+        allowed[0][mine] = False
+        for number in range(len(matrices)):
+            for limit, values in (
+                (None if margin is None else min(whole[row, mine]) + margin, cosines[-1][number]),
+                (None if guide is None else min(guided[0][row, mine]), guided[number]),
+            ):
+                if limit is None or values is None:
+                    continue
+                gaps = values[row][allowed[number]] - limit
+                closest = min([closest, *np.abs(gaps)])
+                allowed[number] = allowed[number] & (values[row] <= limit)
+        hardest = max(whole[row][allowed[0]], default=-np.inf)
+        sums["count"] += len(mine)
+        sums["correct"] += sum(whole[row, mine] > hardest)
+        sums["positive_score"] += sum(whole[row, mine])
+        sums["hardest_negative_score"] += len(mine) * hardest if np.isfinite(hardest) else 0
+        for (_, weight), of_size, slopes_of_size in zip(sizes, cosines, slopes, strict=True):
+            others = [one[row][kept] for one, kept in zip(of_size, allowed, strict=True)]
+            for positive in mine:
+                cosine = of_size[0][row, positive]
+                # softmax over (positive, negatives) relative to the positive: exact in both tails
+                odds = [np.exp((some - cosine) / temperature) for some in others]
+                total = sum(some.sum() for some in odds)
+                sums["loss"] += weight * np.log1p(total)
+                for some, kept, into, theirs in zip(
+                    odds, allowed, slopes_of_size, others, strict=True
+                ):
+                    weights = weight * some / (1 + total)
+                    into[row, kept] += weights / temperature
+                    slopes_of_size[0][row, positive] -= weights.sum() / temperature
+                    temperature_grad -= weights @ (theirs - cosine) / temperature**2
+    gradients = [[np.zeros_like(part) for part in pair] for pair in matrices]
+    for (size, _), slopes_of_size, of_size in zip(sizes, slopes, cosines, strict=True):
+        for pair, into, slope, cosine in zip(
+            matrices, gradients, slopes_of_size, of_size, strict=True
+        ):
+            add_pullback(into[0], *pair, slope, cosine, size)
+            add_pullback(into[1], *pair[::-1], slope.T, cosine.T, size)
     return SimpleNamespace(
         sums=sums,
-        gradients=(query_grad, document_grad),
+        gradients=tuple(gradients[0]),
+        contrast_gradients=gradients[1:],
         temperature_gradient=temperature_grad,
+        closest=closest,
     )
+
+
+def as_float64(array):
+    return np.asarray(jnp.asarray(array).astype(jnp.float32), np.float64)
+
+
+def lengths(texts, size):
+    """Of the first `size` numbers; 1 where that is the whole text, which is taken as it is, and
+    where all are zero."""
+    if size == texts.shape[1]:
+        return np.ones((len(texts), 1))
+    found = np.linalg.norm(texts[:, :size], axis=1, keepdims=True)
+    return np.where(found > 0, found, 1)
+
+
+def cosine_matrix(rows, columns, size):
+    return (rows[:, :size] / lengths(rows, size)) @ (columns[:, :size] / lengths(columns, size)).T
+
+
+def add_pullback(into, texts, others, slopes, cosines, size):
+    """Adds the gradient of `texts` through their cosines with `others`."""
+    length = lengths(texts, size)
+    gradient = slopes @ (others[:, :size] / lengths(others, size))
+    if size < texts.shape[1]:
+        along = (slopes * cosines).sum(axis=1, keepdims=True)
+        gradient -= along * texts[:, :size] / length
+    into[:, :size] += gradient / length
 
 
 @partial(jax.jit, static_argnames=("tile", "row_block"))

@@ -11,13 +11,10 @@ import numpy as np
 import pytest
 
 from arcticjax.losses import Contrast, Guide, Labels, LossSums, dense_infonce, tiled_infonce
+from tests.losses.problems import error, normalise, reference
 
 ROWS, COLUMNS, WIDTH, SLOTS = 11, 19, 12, 2
 SIZES = [(12, 0.5), (4, 0.25), (7, 0.3)]
-
-
-def normalise(array):
-    return array / np.linalg.norm(array, axis=-1, keepdims=True)
 
 
 def texts(rng, count, width=WIDTH):
@@ -47,44 +44,6 @@ def make_problem(seed, contrasts=2):
     ]
     guide = Guide(texts(rng, ROWS, 5), texts(rng, COLUMNS, 5))
     return texts(rng, ROWS), texts(rng, COLUMNS), labels, more, guide
-
-
-def reference(queries, documents, labels, *, temperature, sizes, contrasts, margin, guide):
-    """The loss and its number of terms in fp64, one term after the other."""
-    matrices = [(queries, documents, labels.column_groups_T, guide), *contrasts]
-    largest = max(size for size, _ in sizes)
-
-    def cosine(left, right, size):
-        left, right = (np.asarray(part[:size], np.float64) for part in (left, right))
-        return left @ right / (np.linalg.norm(left) * np.linalg.norm(right))
-
-    loss, count = 0.0, 0
-    for row, mine in enumerate(np.asarray(labels.positives_bP)):
-        group, mine = int(labels.row_groups_b[row]), mine[mine >= 0]
-        if group < 0 or not len(mine):
-            continue
-        lowest = min(cosine(queries[row], documents[one], largest) for one in mine)
-        if guide is not None:
-            guided = min(cosine(guide.rows_bG[row], guide.columns_TG[one], 5) for one in mine)
-        negatives = []
-        for number, (rows, columns, groups, its_guide) in enumerate(matrices):
-            for column in range(len(columns)):
-                if groups[column] in (-1, group) or (number == 0 and column in mine):
-                    continue
-                if margin is not None:
-                    if cosine(rows[row], columns[column], largest) > lowest + margin:
-                        continue
-                if guide is not None and its_guide is not None:
-                    if cosine(its_guide.rows_bG[row], its_guide.columns_TG[column], 5) > guided:
-                        continue
-                negatives.append((rows[row], columns[column]))
-        count += len(mine)
-        for size, weight in sizes:
-            scores = [cosine(*pair, size) / temperature for pair in negatives]
-            for one in mine:
-                positive = cosine(queries[row], documents[one], size) / temperature
-                loss += weight * np.log1p(np.sum(np.exp(np.array(scores) - positive)))
-    return loss, count
 
 
 def gradients(function, queries, documents, labels, *, contrasts, guide, temperature, **options):
@@ -130,34 +89,23 @@ def test_tiled_and_dense_equal_the_reference(name, temperature):
     if guide is None:
         contrasts = [contrast._replace(guide=None) for contrast in contrasts]
     problem = {"temperature": temperature, "contrasts": contrasts, "guide": guide}
-    wanted, count = reference(
-        queries,
-        documents,
-        labels,
-        sizes=options.get("sizes", [(WIDTH, 1.0)]),
-        margin=options.get("margin"),
-        **problem,
-    )
-    assert wanted > 0.5
-    tiled = partial(tiled_infonce, tile=8, row_block=4)
-    results = [
-        gradients(function, queries, documents, labels, **problem, **options)
-        for function in (dense_infonce, tiled)
-    ]
-    for (loss, sums), _ in results:
-        assert float(sums.count) == count
-        assert float(loss) == pytest.approx(wanted, rel=1e-5)
-    (_, dense_sums), dense = results[0]
-    (_, tiled_sums), tiled_gradients = results[1]
-    for field in LossSums._fields:
-        assert float(getattr(tiled_sums, field)) == pytest.approx(
-            float(getattr(dense_sums, field)), rel=1e-5, abs=1e-5
-        ), field
-    size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(dense[:3]))
-    for found, expected in zip(
-        jax.tree.leaves(tiled_gradients), jax.tree.leaves(dense), strict=True
-    ):
-        np.testing.assert_allclose(found, expected, atol=2e-5 * size, rtol=2e-4)
+    wanted = reference(queries, documents, labels, **problem, **options)
+    assert wanted.sums["loss"] > 0.5
+    assert wanted.closest > 1e-5  # rounding decides nothing
+    for function in (dense_infonce, partial(tiled_infonce, tile=8, row_block=4)):
+        (_, sums), found = gradients(function, queries, documents, labels, **problem, **options)
+        for field in LossSums._fields:
+            assert float(getattr(sums, field)) == pytest.approx(
+                wanted.sums[field], rel=1e-5, abs=1e-5
+            ), field
+        pairs = [
+            (found[:2], wanted.gradients),
+            *zip(found[2], wanted.contrast_gradients, strict=True),
+        ]
+        for some, expected in pairs:
+            assert error(some[0], expected[0]) <= 1e-5
+            assert error(some[1], expected[1]) <= 1e-5
+        assert float(found[3]) == pytest.approx(wanted.temperature_gradient, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["contrasts", "margin", "guide", "sizes"])
