@@ -32,19 +32,23 @@ def load(tmp_path_factory):
 
 def test_changes_from_the_cheapest_to_the_dearest(load):
     rows = ["train.microbatch=4", "train.microbatch=2", "train.microbatch=1"]
-    two = "train.passes=two"
+    two, full = "train.passes=two", "train.remat=full"
     assert list(fit.changes(Stub(load([])), load)) == [
         *([one] for one in rows),
         [two],
         *([two, one] for one in rows),
-        [two, rows[-1], "train.global_batch=8"],
-        [two, rows[-1], "train.global_batch=4"],
+        [two, rows[-1], full],
+        [two, rows[-1], full, "mesh.fsdp=2"],
+        [two, rows[-1], full, "mesh.fsdp=4"],
+        [two, rows[-1], full, "train.global_batch=8"],
+        [two, rows[-1], full, "train.global_batch=4"],
     ]
 
 
 def test_what_is_set_already_is_not_proposed(load):
-    found = list(fit.changes(Stub(load([]), rows=1, passes="two"), load))
-    assert found == [["train.global_batch=8"], ["train.global_batch=4"]]
+    stub = Stub(load(["train.remat=full"]), rows=1, passes="two", devices=1)
+    found = list(fit.changes(stub, load))
+    assert found[:2] == [["train.global_batch=8"], ["train.global_batch=4"]]
     # A row count of no power of two goes to the next below.
     assert next(iter(fit.changes(Stub(load([]), rows=6), load))) == ["train.microbatch=4"]
 

@@ -1,6 +1,7 @@
 """The command on eight fake devices, in this process; one program is compiled for all tests."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -62,26 +63,26 @@ def test_parts_of_the_memory(planned):
     plan, _ = planned
     parts, params = plan["hbm_parts"], 4 * tiny.SPEC.parameter_count()
     assert parts["parameters"] == params
-    assert parts["optimizer"] - 2 * params == 4 + 4  # two counts of steps
+    # A device's eighth of two numbers a parameter, with padding, and two counts of steps.
+    assert 2 * params / 8 < parts["optimizer"] < 1.5 * (2 * params / 8)
     assert parts["kept_activations"] == plan["compiled_shapes"][0]["kept_bytes"] > 0
     assert parts["gathered_documents"] == 2 * 16 * 32 * 4
 
 
 def test_the_collectives_of_a_step(planned):
-    """Documents gathered once and scattered back once, gradients reduced once, nothing in a
-    loop."""
+    """Documents gathered once and scattered back once, gradients scattered and parameters gathered
+    once; nothing in a loop."""
     plan, _ = planned
     assert {one["axis"] for one in plan["collectives"]} == {"data"}
     assert not any(one["in_loop"] for one in plan["collectives"])
-    large = [(one["op"], one["bytes"]) for one in plan["collectives"] if one["bytes"] > 64]
-    documents = 16 * 32 * 4
-    gradients = next(size for op, size in large if op == "all-reduce")
-    assert sorted(large) == [
-        ("all-gather", documents),
-        ("all-reduce", gradients),
-        ("reduce-scatter", documents),
-    ]
-    assert 0 <= gradients - 4 * tiny.SPEC.parameter_count() < 64  # with sums of the loss
+    size = Counter()
+    for one in plan["collectives"]:
+        size[one["op"]] += one["bytes"]
+    least = 16 * 32 * 4 + 4 * tiny.SPEC.parameter_count()
+    for op in ("all-gather", "reduce-scatter"):
+        assert least <= size[op] <= 1.5 * least
+    assert size["all-reduce"] <= 64
+    assert set(size) == {"all-gather", "reduce-scatter", "all-reduce"}
 
 
 def test_it_is_said_in_words(planned, capsys, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 from arcticjax.config import load_config
 from arcticjax.models.encoder import Encoder
 from arcticjax.parallel import mesh as meshes
-from arcticjax.step import activations, program, state
+from arcticjax.step import activations, program
 from tests import tiny
 
 
@@ -14,8 +14,8 @@ from tests import tiny
 def built(request, tmp_path_factory):
     """(program, batches) on four devices."""
     folder = tmp_path_factory.mktemp("program")
-    config = load_config(tiny.run_config(folder, **{"train.passes": request.param}))
-    mesh = meshes.make_mesh(4)
+    config = load_config(tiny.run_config(folder, **{"train.passes": request.param, "mesh.fsdp": 2}))
+    mesh = meshes.make_mesh(2, 2)
     batches = tiny.builder(4)
     with jax.set_mesh(mesh):
         yield (
@@ -34,7 +34,7 @@ def same(real, abstract):
 def test_abstract_arrays_are_those_of_a_run(built):
     made, batches = built
     params = jax.device_get(Encoder(tiny.SPEC).init(jax.random.key(0)))
-    same(state.init_state(params, made.optimizer, made.mesh), made.abstract_state())
+    same(made.initial_state(params), made.abstract_state())
     same(meshes.host_to_global(made.mesh, batches(0).arrays), made.abstract_batch())
     same(activations.allocate(made.kept, made.mesh), made.abstract_buffers())
-    assert bool(made.kept) == (made.passes == "one")
+    assert bool(made.kept) == (made.encoding.passes == "one")
