@@ -73,7 +73,7 @@ class TextTokenizer:
         Raises ConfigError when there is none and CheckpointError when it cannot be used. Only this
         file is read: class names and templates in `tokenizer_config.json` have no effect.
         """
-        file = Path(path)
+        file = Path(path).expanduser()
         if file.is_dir():
             file = file / TOKENIZER_FILE
         if not file.is_file():
