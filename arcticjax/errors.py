@@ -50,7 +50,7 @@ class ResourceError(ArcticError):
 
 
 class Preempted(ArcticError):
-    """The run was asked to stop, saved, and can be resumed by the same command."""
+    """The run was asked to stop; the same command goes on from what is saved."""
 
     exit_code = 42
 
@@ -64,19 +64,35 @@ class PeerLost(ArcticError):
 def run_cli(
     main: Callable[[], int | None], leave: Callable[[int], NoReturn] = sys.exit
 ) -> NoReturn:
-    """Runs `main` and exits: 0 or its return value, or an `ArcticError`'s exit code with its
-    message last on stderr."""
+    """Runs `main` and exits: 0 or its return value, or an error's exit code with its message last
+    on stderr. Errors are `ArcticError`, Ctrl-C and memory that is used up."""
     try:
         code = main() or 0
     except ArcticError as error:
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr, flush=True)
         code = error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        # A run says in it what is saved.
+        said = f": {error}" if str(error) else ""
+        print(f"error: interrupted{said}", file=sys.stderr, flush=True)
+        code = 130
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        sys.stdout.flush()
+        lines = str(error).splitlines() or ["the machine's"]
         print(
-            "error: interrupted; the same command resumes from the last checkpoint",
+            f"error: memory is full ({lines[0][:300]}). A training run needs less with a lower "
+            "train.microbatch, with train.passes: two, and with a lower train.global_batch; the "
+            "first two may change when a run resumes, the third needs another run.directory",
             file=sys.stderr,
             flush=True,
         )
-        code = 130
+        code = ResourceError.exit_code
     leave(code)
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether the machine's memory or, as jax's RuntimeError says it, a device's is used up."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

@@ -43,6 +43,11 @@ class Place:
         return _phrase(self.annotation, self.metadata)
 
     @property
+    def nullable(self) -> bool:
+        """Whether null is a value here."""
+        return any(option is type(None) for option in _options(self.annotation))
+
+    @property
     def section(self) -> type[BaseModel] | None:
         """The model that a mapping here is read as, if any."""
         return next((o for o in _options(self.annotation) if _is_section(o)), None)

@@ -149,6 +149,10 @@ class _Loading:
             if meant:
                 self._settled.add(meant)
             return note(path, message)
+        if not raw.strip() and not found.free_text:
+            # YAML reads nothing as null: a shell variable that was not set would unset the field.
+            hint = "; write null to unset it" if found.nullable else ""
+            return note(path, f"expected {found.expected}, got nothing{hint}")
         value, notes = _override_value(found, raw)
         for problem in notes:
             note(path + problem.path, problem.message)

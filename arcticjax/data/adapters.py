@@ -6,6 +6,7 @@ import difflib
 import gzip
 import importlib
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -44,7 +45,7 @@ def read_pairs(source: SourceConfig) -> Iterator[tuple[str, str]]:
         return
     found = False
     for file in source_files(source):
-        reader = _read_parquet if file.suffix == ".parquet" else _read_jsonl
+        reader = _read_parquet if _kind(file) == "parquet" else _read_jsonl
         for pair in reader(source, file):
             found = True
             yield pair
@@ -74,19 +75,19 @@ def identity(source: SourceConfig) -> dict[str, Any]:
 
 def source_files(source: SourceConfig) -> list[Path]:
     """The files of a plain source in reading order; DataError where there is none to read."""
+    scheme, address, _ = source.path.partition("://")
+    if address:
+        raise DataError(
+            f"{_where(source, source.path)}: buckets and other {scheme}:// addresses are not "
+            "supported in this version; copy the files to a disk and give their path"
+        )
     path = Path(source.path).expanduser()
     where = _where(source, path)
     if not path.exists():
         raise DataError(f"{where}: no such file or folder{_nearest_path(path)}")
     files = [path]
     if path.is_dir():
-        files = sorted(
-            file
-            for file in path.rglob("*")
-            if file.name.endswith(_ENDINGS)
-            and file.is_file()
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        )
+        files = plain_files(path)
         if not files:
             raise DataError(f"{where}: the folder holds no {', '.join(_ENDINGS)} file")
         if len({_kind(file) for file in files}) > 1:
@@ -94,12 +95,27 @@ def source_files(source: SourceConfig) -> list[Path]:
                 f"{where}: the folder holds both Parquet and JSONL files, perhaps the same pairs "
                 "twice; point data.sources at one of them"
             )
-    elif not path.name.endswith(_ENDINGS):
+    elif not _is_plain(path):
         raise DataError(f"{where}: unknown kind of file; expected {', '.join(_ENDINGS)}")
     for file in files:
         if file.stat().st_size == 0:
             raise DataError(f"{_where(source, file)}: the file is empty; was it downloaded whole?")
     return files
+
+
+def plain_files(folder: Path) -> list[Path]:
+    """Parquet and JSONL files of a folder and its subfolders by name, hidden ones left out."""
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if _is_plain(file)
+        and file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    )
+
+
+def _is_plain(file: Path) -> bool:
+    return file.name.lower().endswith(_ENDINGS)
 
 
 def _read_parquet(source: SourceConfig, file: Path) -> Iterator[tuple[str, str]]:
@@ -169,7 +185,7 @@ def _json_lines(source: SourceConfig, file: Path) -> Iterator[tuple[int, Any]]:
     where = _where(source, file)
     number = 0
     try:
-        opener = gzip.open if file.name.endswith(".gz") else open
+        opener = gzip.open if file.name.lower().endswith(".gz") else open
         with cast(BinaryIO, opener(file, "rb")) as lines:
             while line := lines.readline(_LONGEST_LINE):
                 number += 1
@@ -242,10 +258,12 @@ def _tfds_records(source: SourceConfig) -> Iterator[tuple[int, Mapping[str, Any]
     name, options = _options(source, TFDS, {"data_dir", "split"})
     tfds = _library("tensorflow_datasets", source, "pip install tensorflow-datasets")
     try:
-        if Path(name).is_dir():
-            builder = tfds.builder_from_directory(name)
+        folder = os.path.expanduser(name)
+        if os.path.isdir(folder):
+            builder = tfds.builder_from_directory(folder)
         else:
-            builder = tfds.builder(name, data_dir=options.get("data_dir"))
+            data_dir = options.get("data_dir")
+            builder = tfds.builder(name, data_dir=data_dir and os.path.expanduser(data_dir))
         for number, record in enumerate(builder.as_data_source(options.get("split", "train")), 1):
             yield number, {key: _decoded(value) for key, value in record.items()}
     except UnicodeDecodeError as error:
@@ -320,7 +338,7 @@ def _nearest_path(path: Path) -> str:
 
 
 def _kind(file: Path) -> str:
-    return "parquet" if file.suffix == ".parquet" else "jsonl"
+    return "parquet" if file.suffix.lower() == ".parquet" else "jsonl"
 
 
 def _one_line(error: BaseException) -> str:

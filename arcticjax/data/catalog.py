@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ def open_sources(config: RunConfig, tokenizer: TextTokenizer) -> Catalog:
     ConfigError where sources do not fit the settings (too small, a name used twice).
     """
     data = config.data
-    cache = Path(data.cache) if data.cache else Path(config.run.directory) / "cache"
+    cache = Path(data.cache or os.path.join(config.run.directory, "cache")).expanduser()
     sources = list(data.sources)
     task_folder = None
     if data.docstrings is not None:
@@ -141,7 +142,10 @@ def open_cached(source: SourceConfig, cache: Path, tokenizer: TextTokenizer) -> 
     The copy is keyed by the source's files (name, size, time), columns and tokenizer.
     """
     path = Path(source.path).expanduser()
-    if (path / stored.MANIFEST).is_file():
+    # A manifest that is not ours, or is damaged, is reported where there is nothing else to read.
+    if stored.has_own_manifest(path) or (
+        (path / stored.MANIFEST).is_file() and not adapters.plain_files(path)
+    ):
         found = stored.open_source(path)
         made_with = found.manifest["tokenizer"]["sha256"]
         if made_with != tokenizer.sha256:

@@ -188,6 +188,16 @@ def text_problem(value: object) -> str | None:
     return None
 
 
+def has_own_manifest(directory: Path) -> bool:
+    """Whether a folder's manifest says that it is a stored source; other programs write files of
+    that name too."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
+
+
 def open_source(directory: Path | str, *, verify: bool = False) -> StoredSource:
     """Opens a stored source; sizes of all files are checked, and with `verify` their SHA-256 too.
 

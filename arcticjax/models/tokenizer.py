@@ -73,7 +73,7 @@ class TextTokenizer:
         Raises ConfigError when there is none and CheckpointError when it cannot be used. Only this
         file is read: class names and templates in `tokenizer_config.json` have no effect.
         """
-        file = Path(path)
+        file = Path(path).expanduser()
         if file.is_dir():
             file = file / TOKENIZER_FILE
         if not file.is_file():
@@ -97,6 +97,9 @@ class TextTokenizer:
         A text that spells a special token, such as '[SEP]', gets that token, as in transformers.
         Raises DataError naming the position of an item that is not text.
         """
+        # The library would take one string for its characters, and a tuple for a pair of texts.
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise DataError(_bad_text(texts))
         try:
             encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except (TypeError, UnicodeEncodeError):
@@ -145,6 +148,8 @@ def _pad_id(tokenizer: Tokenizer) -> int:
 
 
 def _bad_text(texts: Sequence[str]) -> str:
+    if isinstance(texts, str):
+        return f"expected a list of texts, got one text, {texts[:40]!r}; write [text]"
     for position, text in enumerate(texts):
         if not isinstance(text, str):
             return f"item {position} is {type(text).__name__}, expected text"

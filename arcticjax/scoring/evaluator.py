@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
 
+from arcticjax.errors import ConfigError
 from arcticjax.scoring import beir, retrieve
 from arcticjax.step.embedder import Embedder
 from arcticjax.step.search import search
@@ -22,8 +24,9 @@ class Evaluator:
         self.tasks = list(tasks)
         self._embedder = embedder
         self._mesh = mesh
-        # Document vectors of the last evaluation by task, and the parameters they are of.
-        self._vectors: dict[str, np.ndarray] = {}
+        # Document vectors of the last evaluation by task (its identity: names are only labels), and
+        # the parameters they are of.
+        self._vectors: dict[int, np.ndarray] = {}
         self._of: object = None
 
     def evaluate(self) -> dict[str, dict[str, float]]:
@@ -71,9 +74,9 @@ class Evaluator:
         """Document vectors of a task, embedded once for one set of parameters."""
         if self._of is not self._embedder.params:
             self._vectors, self._of = {}, self._embedder.params
-        if task.name not in self._vectors:
-            self._vectors[task.name] = self._embedder.encode(task.documents, "document")
-        return self._vectors[task.name]
+        if id(task) not in self._vectors:
+            self._vectors[id(task)] = self._embedder.encode(task.documents, "document")
+        return self._vectors[id(task)]
 
     def _one(self, task: beir.Task) -> retrieve.Evaluation:
         return retrieve.evaluate(
@@ -89,11 +92,21 @@ def load_tasks(names: Sequence[str], made: dict[str, Path]) -> list[beir.Task]:
     """Tasks by their names in a config: `beir:FOLDER`, or a name in `made` (folders that the run
     made itself).
 
-    Raises DataError as `beir.load_task` does.
+    Raises DataError as `beir.load_task` does, and ConfigError where two tasks would be reported
+    under one name.
     """
-    return [
-        dataclasses.replace(beir.load_task(made[name]), name=name)
-        if name in made
-        else beir.load_task(name.removeprefix("beir:"))
-        for name in names
-    ]
+    tasks: dict[str, beir.Task] = {}
+    given: dict[str, str] = {}
+    for name in names:
+        if name in made:
+            task = dataclasses.replace(beir.load_task(made[name]), name=name)
+        else:
+            task = beir.load_task(os.path.expanduser(name.removeprefix("beir:")))
+        if task.name in tasks:
+            raise ConfigError(
+                f"evaluation.tasks: {given[task.name]} and {name} are both called {task.name!r}, "
+                "the last part of the path, by which scores are reported; rename one of the "
+                "folders, or leave one out"
+            )
+        tasks[task.name], given[task.name] = task, name
+    return list(tasks.values())

@@ -57,12 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _show_log() -> None:
     """Lets the parts' own messages (tokenising, checkpoints set aside) reach stderr."""
     root = logging.getLogger()
-    # On the root: any library's first plain `logging.info` would put a second handler there.
+    # On the root: any library's first plain `logging.info` would put a second handler there. One
+    # that is there already shows our messages too, so it is made to show them in our way.
     if not root.handlers:
-        handler = logging.StreamHandler()
+        root.addHandler(logging.StreamHandler())
+    for handler in root.handlers:
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         handler.addFilter(_from_process_0)
-        root.addHandler(handler)
     logging.getLogger("arcticjax").setLevel(logging.INFO)
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from arcticjax import errors
 from arcticjax.checkpoint.agreement import from_primary
@@ -25,6 +22,7 @@ from arcticjax.step.activations import Kept
 from arcticjax.train import alike
 from arcticjax.train.report import Report
 from arcticjax.train.setup import Setup
+from arcticjax.train.stop import StopSignal
 
 
 @dataclass
@@ -49,7 +47,8 @@ class Loop:
     """Trains from `start` to the last step: step, report the step before, evaluate, save.
 
     compiled: the train step as an executable. directory: of the run, for records of a failure.
-    check_lease: raises, on process 0, where another run took the directory over.
+    check_lease: raises, on process 0, where another run took the directory over. stop: noticed
+    after every step.
     """
 
     setup: Setup
@@ -61,6 +60,7 @@ class Loop:
     store: CheckpointStore
     directory: Path
     check_lease: Callable[[], None]
+    stop: StopSignal
     totals: Totals = field(default_factory=Totals)
     first_step_at: float | None = None
     _wait: float = 0.0
@@ -74,7 +74,7 @@ class Loop:
         late: tuple[pipeline.HostBatch, dict[str, jax.Array]] | None = None
         block = meshes.one_at_a_time()
         self._clock = time.monotonic()
-        with _stop_signal() as stopped:
+        with self.stop.held() as stopped:
             for step, (host, batch) in enumerate(self._batches(start, last), start + 1):
                 if step == start + 1 or step % config.mesh.check_every_steps == 0:
                     alike.check_batch(host)
@@ -187,25 +187,3 @@ class Loop:
             "not applied. Try a lower optimizer.learning_rate, a higher loss.temperature or "
             "train.precision: float32, in another run.directory"
         )
-
-
-@contextmanager
-def _stop_signal() -> Iterator[Callable[[int], bool]]:
-    """Whether the run was asked to stop (SIGTERM), to be asked after every step.
-
-    With several processes jax's own notifier makes all of them agree on the step.
-    """
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    asked = False
-
-    def note(*_: object) -> None:
-        nonlocal asked
-        asked = True
-
-    before = signal.signal(signal.SIGTERM, note)
-    try:
-        yield lambda step: asked
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from arcticjax.errors import DataError, ResourceError
+from arcticjax.errors import CheckpointError, DataError, ResourceError
 from arcticjax.train.json_lines import read_json_lines, write_atomically
 from arcticjax.train.report import METRICS_FILE, as_number
 from arcticjax.train.result import AFTER, BEFORE, read_evaluation_records, read_result
@@ -177,7 +177,7 @@ def _ndcg_series(directory: Path, last_step: int) -> dict[str, list[tuple[int, f
 def _from_result(directory: Path, last_step: int) -> dict[str, dict[int, float]]:
     try:
         result = read_result(directory)
-    except DataError:
+    except CheckpointError:
         return {}  # a torn result.json is reported by whoever reads it for its own sake
     if result is None:
         return {}

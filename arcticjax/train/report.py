@@ -79,7 +79,9 @@ class Report:
             self._log = opened.enter_context(_open_log(directory / LOG_FILE))
             self._metrics = JsonLines(directory / METRICS_FILE, last_step=start_step)
             opened.callback(self._metrics.close)
-            self._evaluations = JsonLines(directory / EVALUATIONS_FILE, last_step=start_step)
+            # A run that begins anew scores step 0 anew, maybe other tasks with another config.
+            last_scored = start_step if start_step else -1
+            self._evaluations = JsonLines(directory / EVALUATIONS_FILE, last_step=last_scored)
             opened.callback(self._evaluations.close)
             if tensorboard:
                 self._tensorboard = _open_tensorboard(directory / TENSORBOARD_FOLDER, start_step)

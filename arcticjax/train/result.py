@@ -12,12 +12,15 @@ from typing import Any
 
 from rich.cells import cell_len
 
-from arcticjax.errors import DataError, ResourceError
+from arcticjax.errors import CheckpointError, ResourceError
 from arcticjax.train.json_lines import read_json_lines, write_atomically
 from arcticjax.train.report import EVALUATIONS_FILE, as_number
 
 RESULT_FILE = "result.json"
-REMEDY = "it was not written by a run; move it away"
+REMEDY = (
+    "runs write it whole, so it was damaged or is not a run's; move it away, and the same command "
+    "resumes from the last checkpoint and writes it again"
+)
 BEFORE, AFTER = "before", "after"
 METRIC_TITLES = {
     "ndcg_at_10": "nDCG@10",
@@ -90,8 +93,8 @@ def write_result(directory: Path, outcome: Result | None = None, **fields: Any) 
 def read_result(directory: Path) -> Result | None:
     """Reads RUN/result.json, or returns None if there is none, as before a run's end.
 
-    Unknown keys, as a later version may write, are left out. Raises DataError if the file is torn
-    or not a run's result.
+    Unknown keys, as a later version may write, are left out. Raises CheckpointError if the file is
+    torn or not a run's result.
     """
     path = directory / RESULT_FILE
     try:
@@ -99,15 +102,17 @@ def read_result(directory: Path) -> Result | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not readable as JSON: {error}; {REMEDY}") from error
+        raise CheckpointError(f"{path}: not readable as JSON: {error}; {REMEDY}") from error
     if not isinstance(fields, dict):
         found = type(fields).__name__
-        raise DataError(f"{path}: expected a JSON object, got {found}; {REMEDY}")
+        raise CheckpointError(f"{path}: expected a JSON object, got {found}; {REMEDY}")
     names = [field.name for field in dataclasses.fields(Result)]
     if missing := [name for name in names if name not in fields]:
-        raise DataError(f"{path}: not a run's result, it lacks {', '.join(missing)}; {REMEDY}")
+        raise CheckpointError(
+            f"{path}: not a run's result, it lacks {', '.join(missing)}; {REMEDY}"
+        )
     if problem := _wrong_type(fields):
-        raise DataError(f"{path}: {problem}; {REMEDY}")
+        raise CheckpointError(f"{path}: {problem}; {REMEDY}")
     return Result(**{name: fields[name] for name in names})
 
 

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from arcticjax import errors
 from arcticjax.checkpoint.agreement import from_primary
 from arcticjax.checkpoint.run_directory import RunDirectory
+from arcticjax.checkpoint.step_directories import StepDirectories
 from arcticjax.checkpoint.store import CheckpointStore
 from arcticjax.config import RunConfig, differences, dump_config, load_config
 from arcticjax.export import certificate
@@ -30,6 +31,7 @@ from arcticjax.step import state as states
 from arcticjax.train import alike, result, setup
 from arcticjax.train.loop import Loop, Totals
 from arcticjax.train.report import Report
+from arcticjax.train.stop import StopSignal
 
 # Fields that may change when a run resumes: they do not change what is learned.
 _FREE = (
@@ -54,13 +56,17 @@ def run(config: RunConfig) -> result.Result:
     """Trains as `config` says and returns what `result.json` holds.
 
     A run that was stopped goes on from its last good checkpoint; a finished one is only reported.
-    Raises an ArcticError, whose exit codes are part of the command line's contract.
+    Raises an ArcticError, whose exit codes are part of the command line's contract. SIGTERM is one
+    of them, Preempted.
     """
     began = time.monotonic()
-    distributed.start(config.mesh.platform, config.mesh.policy)
-    alike.check_start(config)
     directory = RunDirectory(config.run.directory)
-    with contextlib.ExitStack() as stack:
+    with (
+        StopSignal(lambda: _saved(directory)) as stop,
+        contextlib.ExitStack() as stack,
+    ):
+        distributed.start(config.mesh.platform, config.mesh.policy)
+        alike.check_start(config)
         check_lease = _claim(directory, stack)
         path = Path(directory.path)
         _check_unchanged(config, path)
@@ -73,7 +79,17 @@ def run(config: RunConfig) -> result.Result:
         store = stack.enter_context(
             CheckpointStore(directory.checkpoints, keep=config.checkpoint.keep)
         )
-        return _train(config, mesh, directory, store, check_lease, began)
+        return _train(config, mesh, directory, store, check_lease, stop, began)
+
+
+def _saved(directory: RunDirectory) -> str:
+    """What a run that is stopped now would go on from."""
+    steps = CheckpointStore(directory.checkpoints).steps()
+    if not steps:
+        return f"{directory.path} holds no checkpoint yet; the same command begins at step 0"
+    return (
+        f"{directory.path} holds a checkpoint of step {steps[-1]}; the same command resumes from it"
+    )
 
 
 def _claim(directory: RunDirectory, stack: contextlib.ExitStack) -> Callable[[], None]:
@@ -92,6 +108,7 @@ def _train(
     run_directory: RunDirectory,
     store: CheckpointStore,
     check_lease: Callable[[], None],
+    stop: StopSignal,
     began: float,
 ) -> result.Result:
     ready = setup.prepare(config, mesh)
@@ -124,7 +141,7 @@ def _train(
         ready.evaluator.prepare()
         if start == 0 and config.evaluation.tasks:
             report.evaluation("before", ready.evaluator.evaluate(), step=0)
-        loop = Loop(ready, compiled, report, store, directory, check_lease, totals)
+        loop = Loop(ready, compiled, report, store, directory, check_lease, stop, totals)
         state = loop.run(state, buffers, start)
         del buffers
 
@@ -165,14 +182,23 @@ def _compile(ready: setup.Setup, state: states.State, buffers: activations.Kept)
 
 
 def _check_unchanged(config: RunConfig, directory: Path) -> None:
-    """Refuses a config that differs from the directory's in a field that decides what is
-    learned."""
+    """Refuses a config that differs from the directory's in a field that decides what is learned;
+    a run that has saved nothing may begin anew with any."""
     file = directory / "config.yaml"
-    if not file.exists():
+    if not file.exists() or not _has_result_or_checkpoint(directory):
         return
+    try:
+        before = load_config(file)
+    except errors.ConfigError as error:
+        raise errors.ConfigError(
+            f"{file}: the run's own copy of its config cannot be read, so nothing can tell whether "
+            "the config given now is the one it began with. It was damaged or edited, or comes "
+            "from another version of arcticjax. Put a whole copy back; or move the file away, and "
+            f"the run resumes with the config given now. What is wrong with it:\n{error}"
+        ) from None
     changed = [
         (path, before, after)
-        for path, before, after in differences(load_config(file), config)
+        for path, before, after in differences(before, config)
         if not any(path == free or path.startswith(f"{free}.") for free in _FREE)
     ]
     if changed:
@@ -183,6 +209,11 @@ def _check_unchanged(config: RunConfig, directory: Path) -> None:
             f"{directory} holds a run with another config:{lines}\n"
             "Give the old values to resume it, or another run.directory to begin a new run"
         )
+
+
+def _has_result_or_checkpoint(directory: Path) -> bool:
+    steps = StepDirectories(directory / "checkpoints")
+    return bool((directory / result.RESULT_FILE).exists() or steps.numbers() or steps.set_aside())
 
 
 def _check_data(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> None:

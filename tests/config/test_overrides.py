@@ -69,6 +69,10 @@ BAD_OVERRIDE = {
     ),
     "run.seed=x": "--set run.seed=x: run.seed: expected a whole number >= 0 and < 2147483648, "
     "got 'x'",
+    "train.total_steps=": "--set train.total_steps=: train.total_steps: expected a whole number >= "
+    "1 or null, got nothing; write null to unset it",
+    "run.seed= ": "--set run.seed= : run.seed: expected a whole number >= 0 and < 2147483648, got "
+    "nothing",
     "run.seed=[1": "--set run.seed=[1: run.seed: not YAML: expected ',' or ']', but got "
     "'<stream end>' (while parsing a flow sequence)",
     "train={global_batch: 2, global_batch: 4}": (

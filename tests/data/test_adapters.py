@@ -73,6 +73,20 @@ def test_jsonl_plain_and_gzipped(tmp_path, good):
     assert read(write_jsonl(tmp_path / "a.jsonl.gz", records(), gzip.open)) == PAIRS
 
 
+def test_endings_may_be_in_capitals(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    packed = write_jsonl(folder / "A.JSONL.GZ", records(), gzip.open)
+    table = write_parquet(tmp_path / "a.PARQUET", *zip(*PAIRS, strict=True))
+    assert read(packed) == read(folder) == read(table) == PAIRS
+
+
+def test_buckets_are_refused_as_such():
+    fails(
+        "s3://bucket/a.parquet", "s3://bucket/a.parquet: buckets .* not supported in this version"
+    )
+
+
 def test_jsonl_tolerates_byte_order_mark_blank_lines_and_no_last_newline(tmp_path):
     text = '﻿{"query": "a", "document": "b"}\r\n\r\n{"query": "c", "document": "d"}'
     (tmp_path / "a.jsonl").write_bytes(text.encode())

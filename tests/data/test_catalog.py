@@ -147,6 +147,38 @@ def test_a_stored_source_is_opened_as_it_is(world):
         catalog.open_cached(source, world.folder / "cache", other)
 
 
+def test_only_a_manifest_of_ours_makes_a_stored_source(world):
+    folder = world.folder / "foreign"
+    folder.mkdir()
+    (folder / "manifest.json").write_text('{"format": "another"}')
+    source = SourceConfig(name="a", path=str(folder))
+    with pytest.raises(DataError, match=r"manifest\.json: is not the manifest of a stored source"):
+        catalog.open_cached(source, world.folder / "cache", world.tokenizer)
+    world.file("a", 10).rename(folder / "a.jsonl")
+    for manifest in ('{"format": "another"}', "[1", "[]"):
+        (folder / "manifest.json").write_text(manifest)
+        assert len(catalog.open_cached(source, world.folder / "cache", world.tokenizer)) == 10
+
+
+def test_paths_in_the_home_folder(world, monkeypatch):
+    monkeypatch.setenv("HOME", str(world.folder))
+    monkeypatch.chdir(world.folder)
+    (world.folder / "tokenizer").mkdir()
+    (world.folder / "tokenizer.json").rename(world.folder / "tokenizer" / "tokenizer.json")
+    world.tokenizer = TextTokenizer.from_file("~/tokenizer")
+    config = world.config({"a": 20})
+    for run, data in (("~/run", {}), ("elsewhere", {"cache": "~/run/cache"})):
+        changed = config.model_copy(
+            update={
+                "run": config.run.model_copy(update={"directory": run}),
+                "data": config.data.model_copy(update=data),
+            }
+        )
+        (view,) = catalog.open_sources(changed, world.tokenizer).views
+        assert view.parts[0].directory.parent == world.folder / "run" / "cache" / "sources"
+    assert not (world.folder / "~").exists()
+
+
 def test_views_of_several_sources_read_as_one(world):
     sizes = {"a": 9, "b": 4, "c": 30}
     apart = [view.parts[0] for view in world.open(sizes, batch=4).views]

@@ -100,3 +100,17 @@ def test_tokenizer_without_start_and_end_is_refused(tmp_path):
     Tokenizer.from_str(json.dumps(content)).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(CheckpointError, match="0 special tokens around an empty text"):
         TextTokenizer.from_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        ("one text", r"got one text, 'one text'; write \[text\]"),
+        (["a", ("a", "b")], "item 1 is tuple, expected text"),
+        ([["a", "b"]], "item 0 is list, expected text"),
+        (["a", None], "item 1 is NoneType, expected text"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(tokenizer, texts, words):
+    with pytest.raises(DataError, match=words):
+        tokenizer.encode(texts)

@@ -1,9 +1,12 @@
 """Evaluation on the mesh: what is scored, and how often texts are embedded."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
+from arcticjax.errors import ConfigError
 from arcticjax.parallel import mesh as meshes
 from arcticjax.scoring.beir import Task
 from arcticjax.scoring.evaluator import Evaluator, load_tasks
@@ -38,19 +41,23 @@ def task():
     return Task("facts", [f"d{n}" for n in range(40)], documents, list(qrels), queries, qrels)
 
 
+class Counting:
+    """An embedder of random vectors, unlike for texts of unlike number."""
+
+    dimension = 8
+
+    def __init__(self):
+        self.params = object()
+        self.calls = 0
+
+    def encode(self, texts, side):
+        self.calls += side == "document"
+        random = np.random.default_rng(len(texts))
+        return random.normal(size=(len(texts), 8)).astype(np.float32)
+
+
 def test_documents_are_embedded_once_for_one_set_of_parameters(task):
     mesh = meshes.make_mesh(1)
-
-    class Counting:
-        dimension = 8
-        params = object()
-        calls = 0
-
-        def encode(self, texts, side):
-            self.calls += side == "document"
-            random = np.random.default_rng(0)
-            return random.normal(size=(len(texts), 8)).astype(np.float32)
-
     counting = Counting()
     with jax.set_mesh(mesh):
         evaluator = Evaluator([task], counting, mesh)  # pyright: ignore[reportArgumentType]
@@ -67,3 +74,36 @@ def test_tasks_by_name(tmp_path):
     folder = tiny.task_folder(tmp_path / "mine")
     made, named = load_tasks(["docstrings", f"beir:{folder}"], {"docstrings": folder})
     assert (made.name, named.name) == ("docstrings", "mine")
+
+
+def test_tasks_of_one_name_do_not_share_their_documents(task):
+    mesh = meshes.make_mesh(1)
+    longer = dataclasses.replace(task, document_ids=[*task.document_ids, "d40"],
+                                documents=[*task.documents, "one more"])  # fmt: skip
+    with jax.set_mesh(mesh):
+        evaluator = Evaluator([task, longer], counting := Counting(), mesh)  # pyright: ignore
+        evaluator.evaluate()
+    assert counting.calls == 2
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("beir:{0}/x/dev", "beir:{0}/y/dev"),
+        ("beir:{0}/x/dev", "beir:{0}/x/dev/"),
+        ("docstrings", "beir:{0}/docstrings"),
+    ],
+)
+def test_two_tasks_of_one_name_are_refused(tmp_path, first, second):
+    first, second = first.format(tmp_path), second.format(tmp_path)
+    for folder in ("x/dev", "y/dev", "docstrings"):
+        tiny.task_folder(tmp_path / folder, count=2)
+    with pytest.raises(ConfigError) as caught:
+        load_tasks([first, second], {"docstrings": tmp_path / "x" / "dev"})
+    assert f"{first} and {second} are both called" in str(caught.value)
+
+
+def test_a_task_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tiny.task_folder(tmp_path / "mine", count=2)
+    assert [task.name for task in load_tasks(["beir:~/mine"], {})] == ["mine"]

@@ -11,8 +11,10 @@ import safetensors.numpy
 
 from arcticjax import errors
 from arcticjax.checkpoint.run_directory import RunDirectory
+from arcticjax.config import dump_config, load_config
 from arcticjax.train import __main__ as command
 from tests import tiny
+from tests.train.running import BARE
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +163,43 @@ def test_resuming_with_another_config_names_the_field(folder):
     # What does not change what is learned may change.
     free = ["train.passes=two", "train.microbatch=2", "loss.tile=8", "data.threads=1"]
     command.main(["--config", str(file), *(word for one in free for word in ("--set", one))])
+
+
+def test_a_run_that_saved_nothing_may_begin_anew_with_another_config(folder):
+    """Nothing of it stays in the run's records."""
+    file = tiny.run_config(folder, **BARE)
+    run = folder / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(dump_config(load_config(file, ["optimizer.beta1=0.5"])))
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 7.0}\n')
+    (run / "evaluations.jsonl").write_text(
+        '{"step": 0, "label": "before", "task": "old", "ndcg_at_10": 1.0}\n'
+    )
+    command.main(["--config", str(file), "--set", "train.total_steps=3"])
+    assert load_config(run / "config.yaml").optimizer.beta1 == 0.9
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+    evaluations = json.loads((run / "result.json").read_text())["evaluations"]
+    assert list(evaluations["before"]) == ["task"]
+
+
+def test_damaged_files_of_a_run_are_named_as_its_own(folder):
+    file = tiny.run_config(folder, **{"train.total_steps": 3}, **BARE)
+    train = ["--config", str(file)]
+    command.main(train)
+    config, result = folder / "run" / "config.yaml", folder / "run" / "result.json"
+    whole = config.read_text()
+    for damaged in ("", whole[: len(whole) // 2]):
+        config.write_text(damaged)
+        message = fails(file, errors.ConfigError, r"config\.yaml: the run's own copy of its config")
+        assert "move the file away" in message
+    config.unlink()
+    result.write_text('{"status": "do')
+    message = fails(file, errors.CheckpointError, r"result\.json: not readable as JSON")
+    assert "move it away, and the same command resumes" in message
+    result.unlink()
+    command.main(train)  # as both messages say
+    assert config.read_text() == whole and json.loads(result.read_text())["steps"] == 3
 
 
 def test_resuming_on_other_data_shows_both_fingerprints(folder):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcticjax.errors import DataError, ResourceError
+from arcticjax.errors import CheckpointError, ResourceError
 from arcticjax.train.result import (
     Result,
     before_after_table,
@@ -126,9 +126,9 @@ def test_no_result_is_none_and_newer_keys_are_left_out(tmp_path):
         (json.dumps(fields(evaluations=[])).encode(), "evaluations: expected"),
     ],
 )
-def test_torn_and_foreign_results_are_data_errors(tmp_path, content, message):
+def test_torn_and_foreign_results_are_checkpoint_errors(tmp_path, content, message):
     (tmp_path / "result.json").write_bytes(content)
-    with pytest.raises(DataError, match=rf"result\.json: {message}.*move it away"):
+    with pytest.raises(CheckpointError, match=rf"result\.json: {message}.*move it away"):
         read_result(tmp_path)
 
 

@@ -1,6 +1,9 @@
 """The training command on a tiny model: from a config file to scores, plots and an export."""
 
+import io
 import json
+import logging
+import sys
 
 import jax
 import pytest
@@ -144,6 +147,25 @@ def test_numbers_that_are_not_finite_stop_the_run_and_name_the_pairs(tmp_path):
         train(file, "optimizer.learning_rate=1e38", "optimizer.clip_norm=null")
     (dump,) = (tmp_path / "run").glob("nonfinite_step_*.json")
     assert len(json.loads(dump.read_text())["records"]) == 16
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_messages_of_the_parts_are_shown_once_in_our_format_by_process_0(monkeypatch, there):
+    """Whether or not a library put up a handler first."""
+    root, shown = logging.Logger("root"), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    if there:
+        root.addHandler(logging.StreamHandler(shown))
+    parts = logging.getLogger("arcticjax")
+    monkeypatch.setattr(parts, "parent", root)
+    monkeypatch.setattr(parts, "level", parts.level)
+    monkeypatch.setattr(logging, "getLogger", lambda name=None: parts if name else root)
+    command._show_log()
+    parts.info("tokenising")
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    parts.info("of another process")
+    parts.error("of any process")
+    assert shown.getvalue() == "INFO: tokenising\nERROR: of any process\n"
 
 
 def test_help_and_print_config_need_no_jax(tmp_path, capsys):

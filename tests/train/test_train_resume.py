@@ -65,3 +65,21 @@ def test_a_terminated_run_saves_exits_42_and_resumes_bit_for_bit(straight, tmp_p
     assert begun_at(finish(start(file))) == int(saved[1])
     assert losses(tmp_path) == losses(straight)
     assert same(weights(tmp_path), weights(straight))
+
+
+def test_a_run_terminated_before_its_first_step_exits_42_and_begins_anew(tmp_path):
+    file = tiny.run_config(tmp_path, **{"train.total_steps": 3}, **BARE)
+    process = start(file)
+    said = ""
+    while "compiles" not in said:  # before the first step there is compiling and an evaluation
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    process.send_signal(signal.SIGTERM)
+    output = finish(process, 42)
+    assert output.splitlines()[-1] == (
+        f"error: asked to stop: {tmp_path / 'run'} holds no checkpoint yet; the same command "
+        "begins at step 0"
+    )
+    assert not (tmp_path / "run" / "run.lock").exists()
+    finish(start(file))

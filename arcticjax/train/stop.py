@@ -1,0 +1,87 @@
+"""SIGTERM and Ctrl-C over a whole run: what holds the run directory lets go of it, and the user
+learns what is saved."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+from jax.experimental import multihost_utils
+
+from arcticjax import errors
+from arcticjax.parallel import distributed
+
+
+class StopSignal:
+    """While entered, SIGTERM ends the run with Preempted: at once, or inside `held` when the run
+    says so.
+
+    saved: says what the run has saved, and what the same command would do; asked only once all
+    that the run had open is closed. Ctrl-C stays a KeyboardInterrupt, and carries that too.
+    With several processes SIGTERM is left to jax's own notifier, which makes them agree on a step.
+    """
+
+    def __init__(self, saved: Callable[[], str]) -> None:
+        self._saved = saved
+        self._asked = False
+        self._holding = False
+        self._installed = False
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        # Python has signals for the main thread only; a run in another one is its caller's to stop.
+        alone = distributed.detect(os.environ) is None
+        if alone and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._note)
+            self._installed = True
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if isinstance(error, _Stop):
+                raise errors.Preempted(f"asked to stop: {self._saved()}") from None
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(self._saved()) from None
+        finally:
+            if self._installed:
+                signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
+
+    @contextmanager
+    def held(self) -> Iterator[Callable[[int], bool]]:
+        """Whether the run was asked to stop, to be asked after every step. Where nobody asked, the
+        run stops at the end of the block."""
+        if jax.process_count() > 1:
+            yield multihost_utils.reached_preemption_sync_point
+            return
+        self._holding = True
+        try:
+            self._stop_if_asked()
+            yield lambda step: self._asked
+        finally:
+            self._holding = False
+        self._stop_if_asked()
+
+    def _note(self, *_: object) -> None:
+        first, self._asked = not self._asked, True
+        # A second signal must not break off what the first one made the run close.
+        if first and not self._holding:
+            raise _Stop
+
+    def _stop_if_asked(self) -> None:
+        if self._asked:
+            raise _Stop
+
+
+class _Stop(BaseException):
+    """Leaves the run, like Ctrl-C; no Exception, so that nobody takes it for a fault of his own."""
