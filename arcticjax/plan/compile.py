@@ -20,8 +20,8 @@ SECONDS_BETWEEN_LINES = 10.0
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"(?P<{0}>[\d.]+)(?P<{0}_unit>[KMGT]?)i?B?"
 # What the TPU compiler says when a program needs more memory than there is: early, within seconds,
-# or once everything has its place. The early figure is said to be of temporaries but holds arguments
-# and results, too: twice the argument for a program that only doubles its elements.
+# or once everything has its place. The early figure is said to be of temporaries but holds
+# arguments and results, too: twice the argument for a program that only doubles its elements.
 _REFUSALS = (
     re.compile(
         rf"temporaries \({_SIZE.format('needed')}\) exceeds available HBM "
