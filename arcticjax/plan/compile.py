@@ -19,8 +19,9 @@ SECONDS_BETWEEN_LINES = 10.0
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"(?P<{0}>[\d.]+)(?P<{0}_unit>[KMGT]?)i?B?"
-# What the TPU compiler says when a program needs more memory than there is: early, from the
-# temporaries alone, or once everything has its place.
+# What the TPU compiler says when a program needs more memory than there is: early, within seconds,
+# or once everything has its place. The early figure is said to be of temporaries but holds
+# arguments and results, too: twice the argument for a program that only doubles its elements.
 _REFUSALS = (
     re.compile(
         rf"temporaries \({_SIZE.format('needed')}\) exceeds available HBM "
@@ -59,15 +60,14 @@ def compile_program(label: str, lowered: jax.stages.Lowered, arguments: Any) -> 
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as problem:
-            figures = out_of_memory(str(problem))
-            if figures is None:
+            used = out_of_memory(str(problem))
+            if used is None:
                 raise
-            used, whole = figures
             return Compiled(
                 seconds=time.monotonic() - began,
                 argument_bytes=needed,
-                memory_bytes=used if whole else used + needed,
-                temporary_bytes=max(0, used - needed) if whole else used,
+                memory_bytes=used,
+                temporary_bytes=max(0, used - needed),
                 refused=str(problem).splitlines()[0],
             )
         found: Any = compiled.memory_analysis()
@@ -84,13 +84,12 @@ def compile_program(label: str, lowered: jax.stages.Lowered, arguments: Any) -> 
     )
 
 
-def out_of_memory(message: str) -> tuple[int, bool] | None:
-    """Bytes that a refused program needs by the compiler's message, and whether that is everything
-    or its temporaries alone; None for another message."""
-    for whole, pattern in enumerate(_REFUSALS):
+def out_of_memory(message: str) -> int | None:
+    """Bytes that a refused program needs, by the compiler's message; None for another message."""
+    for pattern in _REFUSALS:
         match = pattern.search(message)
         if match:
-            return int(float(match["needed"]) * _UNITS[match["needed_unit"]]), bool(whole)
+            return int(float(match["needed"]) * _UNITS[match["needed_unit"]])
     return None
 
 
