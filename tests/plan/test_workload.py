@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from arcticjax import errors
 from arcticjax.config import load_config
 from arcticjax.data import catalog, layout, pipeline
+from arcticjax.data.draw import Draw
 from arcticjax.models.spec import PRESETS
 from arcticjax.models.tokenizer import TextTokenizer
 from arcticjax.plan import workload
@@ -54,12 +56,22 @@ def stored(folder):
     return config(folder / "stored", **{"data.sources": sources, "train.total_steps": None})
 
 
-def test_stored_sources_give_the_load_of_a_run(stored):
-    """Of every step of an epoch on four devices: what training's own batches hold."""
+def test_stored_sources_decide_the_steps_of_a_run(stored):
     found = workload.describe(stored)
+    assert [view.name for view in found.views] == ["a", "b"]
+    assert found.total_steps == found.draw.steps_per_epoch == 6 + 4
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_load_is_that_of_a_run(stored, shared):
+    """Of every step of an epoch on four devices: what training's own batches hold, also where pairs
+    share documents."""
+    found = workload.describe(stored)
+    if shared:
+        draw = Draw([96], 16, 0)
+        found = dataclasses.replace(found, views=[tiny.memory_view("shared", 0)], draw=draw)
     shapes = layout.Shapes(4, 4, 32, 1, 16, 32)
     steps = found.draw.steps_per_epoch
-    assert found.total_steps == steps == 6 + 4
     load = workload.expected_load(found, shapes, samples=steps)
     build = pipeline.BatchBuilder(
         found.views, found.draw, shapes, found.sides["query"], found.sides["document"], range(4)
