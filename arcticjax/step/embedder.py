@@ -83,11 +83,21 @@ class Embedder:
         so many values and normalise again (Matryoshka). Every process of a run must make the same
         call.
         """
-        if prompt not in self._templates:
+        if isinstance(texts, (str, bytes)):
+            raise ValueError("texts: expected a list of texts, got one; write [text]")
+        texts = list(texts)
+        for text in texts:
+            if not isinstance(text, str):
+                raise ValueError(f"texts: expected text, got {text!r:.80}")
+        if not isinstance(prompt, str) or prompt not in self._templates:
             raise ValueError(f"prompt: {prompt!r} is neither 'query' nor 'document'")
-        if dimension is not None and not 1 <= dimension <= self.dimension:
-            raise ValueError(f"dimension: {dimension} is not in 1..{self.dimension}")
-        vectors = self._packed(list(texts), self._templates[prompt])
+        if dimension is not None and not (
+            isinstance(dimension, (int, np.integer)) and 1 <= dimension <= self.dimension
+        ):
+            raise ValueError(
+                f"dimension: {dimension!r} is not a whole number in 1..{self.dimension}"
+            )
+        vectors = self._packed(texts, self._templates[prompt])
         if dimension is not None and dimension < self.dimension:
             vectors = vectors[:, :dimension]
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

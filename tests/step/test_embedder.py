@@ -73,3 +73,12 @@ def test_wrong_arguments(made):
         one.encode(["river"], "passage")
     with pytest.raises(ValueError, match=r"33 is not in 1\.\.32"):
         one.encode(["river"], dimension=33)
+    for dimension in ("8", 8.0):
+        with pytest.raises(ValueError, match=r"is not a whole number in 1\.\.32"):
+            one.encode(["river"], dimension=dimension)
+    with pytest.raises(ValueError, match=r"write \[text\]"):
+        one.encode("river")
+    with pytest.raises(ValueError, match="expected text, got"):
+        one.encode([("river", "stone")])
+    with pytest.raises(ValueError, match="neither 'query' nor 'document'"):
+        one.encode(["river"], ["query"])
