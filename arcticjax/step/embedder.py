@@ -91,12 +91,10 @@ class Embedder:
                 raise ValueError(f"texts: expected text, got {text!r:.80}")
         if not isinstance(prompt, str) or prompt not in self._templates:
             raise ValueError(f"prompt: {prompt!r} is neither 'query' nor 'document'")
-        if dimension is not None and not (
-            isinstance(dimension, (int, np.integer)) and 1 <= dimension <= self.dimension
-        ):
-            raise ValueError(
-                f"dimension: {dimension!r} is not a whole number in 1..{self.dimension}"
-            )
+        if dimension is not None and not isinstance(dimension, (int, np.integer)):
+            raise ValueError(f"dimension: {dimension!r} is not a whole number")
+        if dimension is not None and not 1 <= dimension <= self.dimension:
+            raise ValueError(f"dimension: {dimension} is not in 1..{self.dimension}")
         vectors = self._packed(texts, self._templates[prompt])
         if dimension is not None and dimension < self.dimension:
             vectors = vectors[:, :dimension]

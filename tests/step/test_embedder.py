@@ -74,7 +74,7 @@ def test_wrong_arguments(made):
     with pytest.raises(ValueError, match=r"33 is not in 1\.\.32"):
         one.encode(["river"], dimension=33)
     for dimension in ("8", 8.0):
-        with pytest.raises(ValueError, match=r"is not a whole number in 1\.\.32"):
+        with pytest.raises(ValueError, match="is not a whole number"):
             one.encode(["river"], dimension=dimension)
     with pytest.raises(ValueError, match=r"write \[text\]"):
         one.encode("river")
