@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from arcticjax.config import RunConfig
 from arcticjax.config.contract import TextContract
 from arcticjax.errors import CheckpointError, ConfigError
 from arcticjax.models.hf_mapping import from_hf_state
@@ -70,12 +71,24 @@ class _Settings:
 
 @dataclass(frozen=True)
 class Description:
-    """What a folder says of its model: the sizes as used (layers left out, pooling chosen) and the
-    contract of its texts."""
+    """What a folder says of its model: the sizes as used (layers left out, pooling chosen) and as
+    stored, and the contract of its texts."""
 
     spec: ModelSpec
+    stored: ModelSpec
     contract: TextContract
     settings: _Settings
+
+
+def contract_options(config: RunConfig) -> dict[str, Any]:
+    """What a config says of its texts, as options of `load_pretrained` and `random_start`."""
+    return {
+        "pooling": config.model.pooling,
+        "query_prompt": config.model.query_prompt,
+        "document_prompt": config.model.document_prompt,
+        "query_length": config.data.query_length,
+        "document_length": config.data.document_length,
+    }
 
 
 def load_pretrained(
@@ -109,11 +122,8 @@ def load_pretrained(
         query_length=query_length,
         document_length=document_length,
     )
-    settings, contract = described.settings, described.contract
+    settings, spec = described.settings, described.stored
     source = settings.encoder_folder
-    with _naming(source):
-        # All layers, to read the weights by.
-        spec = ModelSpec.from_hf(read_json(source / "config.json", required=True))
 
     tokenizer = TextTokenizer.from_file(source)
     if tokenizer.vocab_size > spec.vocab_size:
@@ -138,7 +148,7 @@ def load_pretrained(
     return Pretrained(
         spec=described.spec,
         params=params,
-        contract=contract,
+        contract=described.contract,
         tokenizer_file=tokenizer.file,
         folder=folder,
         name=name,
@@ -183,10 +193,10 @@ def describe_folder(
         document_length=_length("document", document_length, settings.document_length, spec, name),
         pooling=chosen,
     )
-    spec = dataclasses.replace(
+    used = dataclasses.replace(
         spec, pooling=chosen, num_layers=spec.num_layers if keep_layers is None else keep_layers
     )
-    return Description(spec, contract, settings)
+    return Description(used, spec, contract, settings)
 
 
 def read_json(path: Path, *, required: bool, kind: type = dict) -> Any:

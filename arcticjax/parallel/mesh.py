@@ -1,8 +1,8 @@
 """The device mesh, and how batches and parameters lie on it.
 
 Axes: `slice` (groups of devices with a slow network between them), `data` (the global batch) and
-`fsdp`. Batches are cut along all three, slice by slice; parameters are replicated. An axis that is
-not used has size 1.
+`fsdp`. Batches are cut along all three, slice by slice; for parameters see `sharding`. An axis
+that is not used has size 1.
 """
 
 from __future__ import annotations
@@ -205,3 +205,14 @@ def place(tree: Any, shardings: Any) -> Any:
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
     return jax.tree.map(one, tree, shardings)
+
+
+def lying(shapes: Any, shardings: Any) -> Any:
+    """A tree of shapes and dtypes, each with a sharding; `shardings` is one, or a tree of them."""
+
+    def one(sharding: NamedSharding, part: Any) -> Any:
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), part
+        )
+
+    return jax.tree.map(one, shardings, shapes)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -27,16 +28,17 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from arcticjax import errors
-from arcticjax.parallel.mesh import AXES, replicated
+from arcticjax.parallel.mesh import SLICE, replicated
 
 # Path of a parameter -> how it lies on the mesh; the first that matches the whole path counts.
 RULES = (
     (r"(.*/)?layers/.*/kernel", P(None, "fsdp")),
     (r".*", P()),
 )
-# Pieces in the order of flattened numbers: fsdp outermost, because its devices' parameters are
-# themselves consecutive parts.
-PIECES = P(None, ("fsdp", "data"))
+# Axes along which pieces differ, in the order of flattened numbers: fsdp outermost, because its
+# devices' parameters are themselves consecutive parts. Slices repeat them.
+PIECE_AXES = ("fsdp", "data")
+PIECES = P(None, PIECE_AXES)
 # Numbers of a flattened leaf are padded to a multiple of this.
 ALIGNMENT = 256
 
@@ -58,7 +60,7 @@ class Sharding:
         def one(leaf: jax.Array, path: str, spec: P) -> jax.Array:
             flat = self._flatten(leaf, path, spec)
             piece = lax.psum_scatter(flat, self._shared_by(spec), scatter_dimension=1, tiled=True)
-            return lax.psum(piece, self._rest()) if self._rest() else piece
+            return lax.psum(piece, SLICE)
 
         return jax.tree.map(one, gradients, self.paths, self.specs)
 
@@ -93,9 +95,12 @@ class Sharding:
 
     def whole(self, params: Any) -> Any:
         """The trainable `params` with a whole copy on every device; called outside `shard_map`."""
-        if self.mesh.shape["fsdp"] == 1:
-            return params
-        return jax.jit(lambda same: same, out_shardings=replicated(self.mesh))(params)
+        return params if self.mesh.shape["fsdp"] == 1 else self._replicate(params)
+
+    @cached_property
+    def _replicate(self) -> Any:
+        # Kept, so that no evaluation after the first compiles anything.
+        return jax.jit(lambda same: same, out_shardings=replicated(self.mesh))
 
     def named(self, specs: Any) -> Any:
         """`specs` on the mesh."""
@@ -109,15 +114,11 @@ class Sharding:
         return jnp.pad(flat, ((0, 0), (0, padded - flat.shape[1])))
 
     def _parts(self) -> int:
-        return self.mesh.shape["fsdp"] * self.mesh.shape["data"]
+        return math.prod(self.mesh.shape[axis] for axis in PIECE_AXES)
 
     def _shared_by(self, spec: P) -> tuple[str, ...]:
         """Axes along which a leaf's pieces differ where its parameter does not."""
-        return ("fsdp", "data") if spec == P() else ("data",)
-
-    def _rest(self) -> tuple[str, ...]:
-        """Axes along which pieces are repeated."""
-        return tuple(axis for axis in AXES if axis not in ("fsdp", "data"))
+        return PIECE_AXES if spec == P() else ("data",)
 
 
 def make_sharding(params: Any, mesh: Mesh) -> Sharding:

@@ -28,20 +28,25 @@ class Projection:
 
     compute: all slots, padding included, at `efficiency` of the peak; memory: activations, weights
     and optimiser at the full bandwidth; network: every collective, none of it hidden. A step takes
-    the larger of the first two, and the third. mfu: of the peak, counting real tokens and a single
-    forward and backward pass only.
+    the larger of the first two, and the third. ideal: real tokens and a single forward and
+    backward pass only, at the whole peak.
     """
 
     compute: float
     memory: float
     network: float
     efficiency: float
-    mfu: float
+    ideal: float
 
     @property
     def step(self) -> float:
         """Seconds of a step."""
         return max(self.compute, self.memory) + self.network
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs per second over the peak."""
+        return self.ideal / self.step
 
 
 def forward_flops(spec: ModelSpec, tokens: float, squares: float) -> float:
@@ -92,14 +97,17 @@ def project(
     moved = _ACTIVATION_TRIPS * activation_bytes(spec, shapes.row_length, precision_bytes) * slots
     weights = spec.parameter_count() * (times * precision_bytes + 8)
     memory = (moved + load.microbatches * weights + 2 * state_bytes) / chip.hbm_bandwidth
-    network = sum(
+    sent = sum(
         _bytes_on_the_wire(one) * (load.microbatches * spec.num_layers if one.in_loop else 1)
         for one in collectives
     )
-    seconds = Projection(compute, memory, network / target.ici_bandwidth, efficiency, 0.0)
-    peak = seconds.step * chip.peak_flops * shapes.devices
-    mfu = model_flops(spec, load, batch) / peak
-    return Projection(compute, memory, seconds.network, efficiency, mfu)
+    return Projection(
+        compute=compute,
+        memory=memory,
+        network=sent / target.ici_bandwidth,
+        efficiency=efficiency,
+        ideal=model_flops(spec, load, batch) / (chip.peak_flops * shapes.devices),
+    )
 
 
 def activation_bytes(spec: ModelSpec, row_length: int, precision_bytes: int) -> float:

@@ -99,7 +99,7 @@ class Planner:
         capacity = topology.memory(self.target)
         with jax.set_mesh(mesh):
             program, train = self._train_step(work, shapes, mesh, capacity)
-            listed = [_train_entry(program, train)]
+            listed = [{**program.announcement(), **_memory(train)}]
             if evaluation and train.refused is None:
                 listed += self._evaluation(work, mesh)
         if program.declined_bytes is not None:
@@ -175,7 +175,7 @@ class Planner:
             return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=cut)
 
         encoder = programs.Encoder(work.spec)
-        params = programs.lying(encoder.abstract(), whole)
+        params = meshes.lying(encoder.abstract(), whole)
         arguments = (params, rows(length), rows(slots), rows(slots))
         encode = make_encode(
             encoder,
@@ -223,23 +223,6 @@ def _tasks(names: list[str], notes: list[str]) -> list[tuple[str, int, int]]:
 def _memory(done: Compiled) -> dict[str, Any]:
     entry = {"memory_bytes": done.memory_bytes, "compile_seconds": round(done.seconds, 1)}
     return entry if done.refused is None else {**entry, "refused": done.refused}
-
-
-def _train_entry(program: programs.Program, done: Compiled) -> dict[str, Any]:
-    shapes = program.shapes
-    return {
-        "program": "train_step",
-        "devices": shapes.devices,
-        "pairs_per_device": shapes.pairs,
-        "microbatches": shapes.microbatches,
-        "rows": shapes.rows,
-        "row_length": shapes.row_length,
-        "slots_per_row": shapes.slots,
-        "passes": program.encoding.passes,
-        "remat": program.encoding.remat,
-        "kept_bytes": activations.buffer_bytes(program.kept),
-        **_memory(done),
-    }
 
 
 def _describe(program: programs.Program) -> str:

@@ -20,7 +20,7 @@ from arcticjax import errors
 from arcticjax.config import RunConfig
 from arcticjax.data import assemble, catalog, layout, stored
 from arcticjax.data.draw import Draw
-from arcticjax.models.pretrained import describe_folder
+from arcticjax.models.pretrained import contract_options, describe_folder
 from arcticjax.models.resolve import WHEELS, resolve
 from arcticjax.models.spec import PRESETS, ModelSpec
 from arcticjax.models.tokenizer import TextTokenizer
@@ -173,14 +173,7 @@ def _model(
         )
     elif (folder := _folder(name)) is not None:
         described = describe_folder(
-            folder,
-            name,
-            pooling=model.pooling,
-            keep_layers=model.keep_layers,
-            query_prompt=model.query_prompt,
-            document_prompt=model.document_prompt,
-            query_length=data.query_length,
-            document_length=data.document_length,
+            folder, name, keep_layers=model.keep_layers, **contract_options(config)
         )
         spec, contract = described.spec, described.contract
         prompts = {"query": contract.query_prompt, "document": contract.document_prompt}

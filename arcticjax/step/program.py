@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from arcticjax import errors
 from arcticjax.config.schema import RunConfig
@@ -72,6 +72,22 @@ class Program:
         """The model."""
         return self.encoding.encoder
 
+    def announcement(self) -> dict[str, Any]:
+        """The step's entry among `compiled_shapes`."""
+        shapes = self.shapes
+        return {
+            "program": "train_step",
+            "devices": shapes.devices,
+            "pairs_per_device": shapes.pairs,
+            "microbatches": shapes.microbatches,
+            "rows": shapes.rows,
+            "row_length": shapes.row_length,
+            "slots_per_row": shapes.slots,
+            "passes": self.encoding.passes,
+            "remat": self.encoding.remat,
+            "kept_bytes": activations.buffer_bytes(self.kept),
+        }
+
     def lower(self, state: Any, buffers: Any, batch: Any) -> jax.stages.Lowered:
         """The step for arguments of these shapes and shardings, ready to compile; state and buffers
         are donated."""
@@ -89,7 +105,7 @@ class Program:
 
     def abstract_buffers(self) -> Any:
         """The buffers as shapes, dtypes and shardings."""
-        return lying(self.kept, meshes.batch_sharding(self.mesh))
+        return meshes.lying(self.kept, meshes.batch_sharding(self.mesh))
 
     def abstract_batch(self) -> steps.Batch:
         """A batch as shapes, dtypes and shardings: that of `pipeline.HostBatch.arrays`, global."""
@@ -109,7 +125,7 @@ class Program:
             name: jax.ShapeDtypeStruct((shapes.devices, *size), jnp.int32)
             for name, size in sizes.items()
         }
-        return lying(batch, meshes.batch_sharding(self.mesh))
+        return meshes.lying(batch, meshes.batch_sharding(self.mesh))
 
 
 def make_draw(config: RunConfig, views: Sequence[SourceView]) -> Draw:
@@ -230,10 +246,3 @@ def check_global_batch(global_batch: int, devices: int) -> None:
             f"a multiple of {devices}, such as {layout.round_up(global_batch, devices)}, or fewer "
             "devices (mesh.data)"
         )
-
-
-def lying(shapes: Any, sharding: NamedSharding) -> Any:
-    """A tree of shapes and dtypes, each with a sharding."""
-    return jax.tree.map(
-        lambda one: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding), shapes
-    )

@@ -38,19 +38,14 @@ def abstract_state(
 ) -> State:
     """What `init_state` gives, as shapes, dtypes and shardings; the devices need not be there."""
 
-    def lying(shapes: Any, specs: Any) -> Any:
-        return jax.tree.map(
-            lambda one, place: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=place),
-            shapes,
-            sharding.named(specs),
-        )
-
     moments = jax.eval_shape(_begin(arrays, optimizer, sharding), arrays)
-    return {
-        "step": lying(jax.ShapeDtypeStruct((), jnp.int32), P()),
-        **lying(arrays, sharding.specs),
-        "optimizer": lying(moments, jax.tree.map(pieces_spec, moments)),
+    specs = {
+        "step": P(),
+        **sharding.specs,
+        "optimizer": jax.tree.map(pieces_spec, moments),
     }
+    state = {"step": jax.ShapeDtypeStruct((), jnp.int32), **arrays, "optimizer": moments}
+    return meshes.lying(state, sharding.named(specs))
 
 
 def _begin(

@@ -31,7 +31,7 @@ from arcticjax.models.bert import Remat
 from arcticjax.models.encoder import Encoder
 from arcticjax.models.spec import Pooling
 from arcticjax.parallel.mesh import AXES, BATCH
-from arcticjax.parallel.sharding import PIECES, Sharding, pieces_spec
+from arcticjax.parallel.sharding import PIECE_AXES, PIECES, Sharding, pieces_spec
 from arcticjax.step import activations
 from arcticjax.step.activations import Kept, Pull
 from arcticjax.step.objective import Objective
@@ -222,7 +222,7 @@ def _make_local_gradient(
             "accuracy": sums.correct / terms,
             "positive_score": sums.positive_score / terms,
             "hardest_negative_score": sums.hardest_negative_score / terms,
-            "gradient_norm": jnp.sqrt(jax.lax.psum(squares, ("fsdp", "data"))),
+            "gradient_norm": jnp.sqrt(jax.lax.psum(squares, PIECE_AXES)),
             "tokens": tokens,
             "fill": tokens / slots.astype(jnp.float32),
             "microbatches": count,

@@ -247,20 +247,7 @@ def _announce(ready: setup.Setup, report: Report, start: int) -> list[dict[str, 
     """Says what is about to run, and every shape that will be compiled."""
     shapes, config = ready.shapes, ready.config
     devices = ready.mesh.devices.flat[0]
-    compiled: list[dict[str, Any]] = [
-        {
-            "program": "train_step",
-            "devices": shapes.devices,
-            "pairs_per_device": shapes.pairs,
-            "microbatches": shapes.microbatches,
-            "rows": shapes.rows,
-            "row_length": shapes.row_length,
-            "slots_per_row": shapes.slots,
-            "passes": ready.program.encoding.passes,
-            "remat": ready.program.encoding.remat,
-            "kept_bytes": activations.buffer_bytes(ready.program.kept),
-        }
-    ]
+    compiled: list[dict[str, Any]] = [ready.program.announcement()]
     if config.evaluation.tasks:
         compiled.append({"program": "encode", **ready.embedder.shapes()})
         compiled += [

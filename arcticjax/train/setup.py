@@ -18,7 +18,7 @@ from arcticjax import errors
 from arcticjax.config import RunConfig, TextContract
 from arcticjax.data import catalog, layout, pipeline
 from arcticjax.models.presets import random_start
-from arcticjax.models.pretrained import Pretrained, load_pretrained
+from arcticjax.models.pretrained import Pretrained, contract_options, load_pretrained
 from arcticjax.models.tokenizer import TextTokenizer
 from arcticjax.parallel import mesh as meshes
 from arcticjax.scoring.evaluator import Evaluator, load_tasks
@@ -158,14 +158,7 @@ def copy_tokenizer(tokenizer_file: Path, target: Path) -> None:
 
 
 def _start(config: RunConfig) -> Pretrained:
-    model, data = config.model, config.data
-    contract: dict[str, Any] = {
-        "pooling": model.pooling,
-        "query_prompt": model.query_prompt,
-        "document_prompt": model.document_prompt,
-        "query_length": data.query_length,
-        "document_length": data.document_length,
-    }
+    model, contract = config.model, contract_options(config)
     if model.preset is not None:
         return random_start(
             model.preset, seed=config.run.seed, tokenizer=model.tokenizer or "", **contract

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 Cell = dict[str, str]
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "equivalence.md"
 MOST_CELLS = 40
@@ -158,6 +160,19 @@ ABOUT = {
 
 def name(cell: Cell) -> str:
     return "-".join(cell.values())
+
+
+def every_cell(matrix: Matrix) -> pytest.MarkDecorator:
+    """All cells as `cell` of a test, those outside the slice on demand."""
+    chosen = matrix.slice()
+    return pytest.mark.parametrize(
+        "cell",
+        [
+            pytest.param(cell, marks=() if cell in chosen else pytest.mark.matrix)
+            for cell in matrix.cells()
+        ],
+        ids=name,
+    )
 
 
 def page() -> str:

@@ -163,17 +163,7 @@ def wanted_of(cell):
     )
 
 
-SLICE = equivalence.LOSS.slice()
-
-
-@pytest.mark.parametrize(
-    "cell",
-    [
-        pytest.param(cell, marks=() if cell in SLICE else pytest.mark.matrix)
-        for cell in equivalence.LOSS.cells()
-    ],
-    ids=equivalence.name,
-)
+@equivalence.every_cell(equivalence.LOSS)
 def test_cell_equals_the_reference(cell):
     batch = batch_of(cell["positives"], cell["negatives"], cell["texts"])
     layout = batches.lay_out(batch, int(cell["devices"]), shared=cell["form"] != "candidates")

@@ -80,17 +80,7 @@ def plain_pull(params, rows, cotangents):
     return jax.vjp(lambda params: plain_embed(params, rows), params)[1](cotangents)[0]
 
 
-SLICE = equivalence.STEP.slice()
-
-
-@pytest.mark.parametrize(
-    "cell",
-    [
-        pytest.param(cell, marks=() if cell in SLICE else pytest.mark.matrix)
-        for cell in equivalence.STEP.cells()
-    ],
-    ids=equivalence.name,
-)
+@equivalence.every_cell(equivalence.STEP)
 def test_cell_equals_the_reference(cell):
     step, loss, accuracy, wanted = expected(cell["source"])
     assert 0.5 < loss < 10  # of order one: agreement says something
