@@ -29,9 +29,12 @@ sys.path.insert(0, str(ROOT))  # `tools` and `benchmarks` stand beside the packa
 
 @pytest.fixture(scope="module")
 def quick_compiler():
-    """Programs of a module that takes most of its time compiling: half of it, and slower to run."""
+    """For a module that takes most of its time compiling: programs compile in half the time and run
+    slower, here and in processes that its tests start."""
     import jax
 
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -12,6 +12,8 @@ from arcticjax.losses import Contrast, Labels, dense_infonce
 from arcticjax.parallel import mesh as meshes
 from arcticjax.step.objective import Objective
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 PAIRS, WIDTH = 32, 12
 PLAIN = Objective(0.3, tile=5)
 CASES = {

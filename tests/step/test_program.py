@@ -9,6 +9,8 @@ from arcticjax.parallel import mesh as meshes
 from arcticjax.step import activations, program
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @pytest.fixture(scope="module", params=["one", "two"])
 def built(request, tmp_path_factory):

@@ -11,6 +11,8 @@ from arcticjax.train import alike
 from tests import tiny
 from tests.train.running import cluster, finish, start
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @pytest.fixture
 def compared(monkeypatch):

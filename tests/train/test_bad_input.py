@@ -16,6 +16,8 @@ from arcticjax.train import __main__ as command
 from tests import tiny
 from tests.train.running import BARE
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):

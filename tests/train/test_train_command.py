@@ -19,6 +19,8 @@ from arcticjax.train.loop import Loop
 from tests import tiny
 from tests.train.running import BARE, finish, lines, same, start, train, weights
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):

@@ -14,6 +14,8 @@ from arcticjax.train import setup
 from tests import tiny
 from tests.train.running import BARE, cluster, finish, losses, start, train
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @pytest.fixture(scope="module")
 def compared():

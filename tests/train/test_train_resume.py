@@ -10,6 +10,8 @@ import pytest
 from tests import tiny
 from tests.train.running import BARE, finish, losses, same, start, weights
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 # Steps take milliseconds: enough of them to be interrupted in the middle.
 LONG = {"train.total_steps": 240, "checkpoint.save_every_steps": 40, **BARE}
 
