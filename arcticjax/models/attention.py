@@ -37,13 +37,7 @@ def attend(
     dtype = value_RSHK.dtype
     precision = matmul_precision(dtype)
     scale = query_RSHK.shape[-1] ** -0.5
-    scores_RHST = jnp.einsum(
-        "RSHK,RTHK->RHST",
-        query_RSHK * jnp.asarray(scale, dtype),
-        key_RSHK,
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
+    scores_RHST = _products(query_RSHK * jnp.asarray(scale, dtype), key_RSHK)
     same_R1ST = (segments_RS[:, :, None] == segments_RS[:, None, :])[:, None]
     scores_RHST = jnp.where(same_R1ST, scores_RHST, MASKED)
     highest_RHS1 = jax.lax.stop_gradient(scores_RHST.max(axis=-1, keepdims=True))
@@ -54,3 +48,35 @@ def attend(
     )
     totals_RSH = jnp.swapaxes(weights_RHST.sum(axis=-1), 1, 2)
     return (mixed_RSHK.astype(jnp.float32) / totals_RSH[..., None]).astype(dtype)
+
+
+@jax.custom_vjp
+def _products(query_RSHK: Array, key_RTHK: Array) -> Array:
+    """Products of queries with keys in float32, [R, H, S, T].
+
+    Autodiff would multiply their float32 gradient as float32, whatever the dtype of the inputs.
+    """
+    return jnp.einsum(
+        "RSHK,RTHK->RHST",
+        query_RSHK,
+        key_RTHK,
+        precision=matmul_precision(query_RSHK.dtype),
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _products_forward(query_RSHK: Array, key_RTHK: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _products(query_RSHK, key_RTHK), (query_RSHK, key_RTHK)
+
+
+def _products_backward(kept: tuple[Array, Array], gradient_RHST: Array) -> tuple[Array, Array]:
+    query_RSHK, key_RTHK = kept
+    precision = matmul_precision(query_RSHK.dtype)
+    gradient_RHST = gradient_RHST.astype(query_RSHK.dtype)
+    return (
+        jnp.einsum("RHST,RTHK->RSHK", gradient_RHST, key_RTHK, precision=precision),
+        jnp.einsum("RHST,RSHK->RTHK", gradient_RHST, query_RSHK, precision=precision),
+    )
+
+
+_products.defvjp(_products_forward, _products_backward)

@@ -88,10 +88,13 @@ class Program:
             "kept_bytes": activations.buffer_bytes(self.kept),
         }
 
+    def jitted(self) -> Any:
+        """The step under `jax.jit`, its state and buffers donated."""
+        return jax.jit(self.train_step, donate_argnums=(0, 1))
+
     def lower(self, state: Any, buffers: Any, batch: Any) -> jax.stages.Lowered:
-        """The step for arguments of these shapes and shardings, ready to compile; state and buffers
-        are donated."""
-        return jax.jit(self.train_step, donate_argnums=(0, 1)).lower(state, buffers, batch)
+        """The step for arguments of these shapes and shardings, ready to compile."""
+        return self.jitted().lower(state, buffers, batch)
 
     def initial_state(self, params: Any) -> State:
         """The state before the first step, on the mesh, from fp32 host arrays."""

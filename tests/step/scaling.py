@@ -1,0 +1,71 @@
+"""The step of a small encoder as a program, lowered or compiled from shapes alone.
+
+python -m tests.step.scaling DEVICES ... prints facts of the program for each number, as JSON.
+"""
+
+import dataclasses
+import json
+import re
+import sys
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from arcticjax.data.layout import Shapes
+from arcticjax.models.encoder import Encoder
+from arcticjax.parallel import mesh as meshes
+from arcticjax.parallel.hlo import collectives
+from arcticjax.parallel.sharding import make_sharding
+from arcticjax.step import train as steps
+from arcticjax.step.objective import Objective
+from arcticjax.step.program import Program
+from tests import tiny
+
+PAIRS, TILE, WIDTH = 256, 96, tiny.SPEC.hidden_size
+
+
+def make(devices, *, pairs=PAIRS, layers=2, rows=2, tile=TILE, remat="none", dtype="float32"):
+    """The training program on so many devices."""
+    mesh = meshes.make_mesh(devices)
+    shapes = Shapes(devices, pairs, 32, rows, tiny.QUERY.longest, tiny.DOCUMENT.longest)
+    encoder = Encoder(dataclasses.replace(tiny.SPEC, num_layers=layers))
+    sharding = make_sharding({"params": encoder.abstract(), "loss": {}}, mesh)
+    encoding = steps.Encoding(encoder, "cls", jnp.dtype(dtype), remat=remat)
+    objective = Objective(0.02, tile=tile)
+    optimizer = optax.adamw(1e-4)
+    step = steps.make_train_step(
+        encoding, objective, shapes, sharding, optimizer, lambda step: 1e-4, 1.0
+    )
+    return Program(encoding, objective, shapes, sharding, optimizer, step, kept=[])
+
+
+def lowered(devices, **options):
+    """The program as StableHLO."""
+    program = make(devices, **options)
+    with jax.set_mesh(program.mesh):
+        return program.lower(
+            program.abstract_state(), program.abstract_buffers(), program.abstract_batch()
+        )
+
+
+def facts(devices):
+    """What grows with the devices: FLOPs of one device with all documents in one tile (cost
+    analysis counts a loop once), temporaries, shapes of all arrays, bytes moved by operation."""
+    compiled = lowered(devices).compile()
+    text = compiled.as_text()
+    moved = Counter()
+    for one in collectives(text):
+        moved[one.op] += one.bytes
+    shapes = set(re.findall(r"\b(?:f32|s32|u32|pred)\[([\d,]+)\]", text))
+    return {
+        "flops": lowered(devices, tile=2**20).cost_analysis()["flops"],
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "shapes": [list(map(int, shape.split(","))) for shape in shapes],
+        "moved": moved,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps({devices: facts(int(devices)) for devices in sys.argv[1:]}))
