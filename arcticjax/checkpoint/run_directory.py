@@ -39,12 +39,9 @@ class RunDirectory:
         self.path = epath.Path(os.path.abspath(os.path.expanduser(text)))
         self.config_file = self.path / "config.yaml"
         self.metrics_file = self.path / "metrics.jsonl"
-        self.result_file = self.path / "result.json"
-        self.log_file = self.path / "log.txt"
         self.lock_file = self.path / "run.lock"
         self.checkpoints = self.path / "checkpoints"
         self.report = self.path / "report"
-        self.cache = self.path / "cache"
 
     def __repr__(self) -> str:
         return f"RunDirectory({os.fspath(self.path)!r})"

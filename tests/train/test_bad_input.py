@@ -1,7 +1,9 @@
 """What a user can get wrong: one clear message, the documented exit code, and nothing lost."""
 
+import errno
 import gzip
 import json
+import os
 import pickle
 import shutil
 
@@ -140,6 +142,21 @@ def test_a_run_directory_that_is_a_file(folder):
     (folder / "run").write_text("mine")
     fails(tiny.run_config(folder), errors.ConfigError, "run.directory.*not a directory")
     assert (folder / "run").read_text() == "mine"
+
+
+def test_a_run_directory_that_cannot_be_read(folder, monkeypatch):
+    """As another user's; root, who may run this test, can read everything."""
+    listed = os.listdir
+
+    def refuse(path="."):
+        if os.fspath(path) == str(folder / "run"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    before = sorted(listed(folder))
+    fails(tiny.run_config(folder), errors.ResourceError, "run.directory.*Permission denied")
+    assert sorted(listed(folder)) == sorted({*before, "run"})
 
 
 def test_two_runs_in_one_directory(folder):
