@@ -92,6 +92,7 @@ def torch_side(job: dict[str, Any]) -> Steps:
     import pyarrow.parquet
     import torch
     from sentence_transformers import SentenceTransformer, losses
+    from sentence_transformers.util import batch_to_device
 
     from arcticjax.data.draw import Draw
 
@@ -119,8 +120,7 @@ def torch_side(job: dict[str, Any]) -> Steps:
 
     def tokenized(texts: list[str], longest: int) -> dict[str, Any]:
         model.max_seq_length = longest
-        features = model.tokenize(texts)
-        return {name: value.to(device) for name, value in features.items()}
+        return batch_to_device(model.preprocess(texts), device)
 
     def run(start: int, stop: int) -> dict[str, Any]:
         found, tokens, slots = [], 0, 0

@@ -12,6 +12,9 @@ from arcticjax.parallel.sharding import ALIGNMENT
 from tests import tiny
 from tests.step.parts import make_step
 
+# The optimisations left out move no collective.
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @pytest.fixture(scope="module")
 def compiled():
