@@ -186,13 +186,47 @@ def joined(group: Sequence[tuple[str, str]]) -> tuple[str, str]:
     return " ".join(queries), " ".join(documents)
 
 
+def model_folder(name: str, pairs: Path, folder: Path) -> Path:
+    """The folder that both sides read: one that is there, or a preset's size with random weights
+    and a tokenizer made from the pairs."""
+    from arcticjax.config import TextContract
+    from arcticjax.export.folder import write_folder
+    from arcticjax.models.encoder import Encoder
+    from arcticjax.models.resolve import resolve
+    from arcticjax.models.spec import PRESETS
+
+    if name not in PRESETS:
+        return resolve(name)
+    import jax
+    import tokenizers
+
+    table = pyarrow.parquet.read_table(pairs)
+    tokenizer = tokenizers.BertWordPieceTokenizer()
+    tokenizer.train_from_iterator(table["document"].to_pylist(), PRESETS[name].vocab_size)
+    (folder / "tokenizer").mkdir()
+    tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        params = jax.device_get(Encoder(PRESETS[name]).init(jax.random.key(0)))
+    return write_folder(
+        folder / name,
+        spec=PRESETS[name],
+        params=params,
+        tokenizer_folder=folder / "tokenizer",
+        contract=TextContract("", "", 32, 256, "cls"),
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures every combination that the arguments name, and prints one table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pairs", type=Path, help="Parquet with columns query and document")
-    parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
+    parser.add_argument(
+        "--model",
+        default="sentence-transformers/all-MiniLM-L6-v2",
+        help="a hub name, a folder, or xs, s, m, l: that size with random weights",
+    )
     parser.add_argument("--shapes", nargs="+", default=["32/256", "64/512"])
     parser.add_argument("--batches", nargs="+", type=int, default=[64])
     parser.add_argument("--precisions", nargs="+", default=["float32"])
@@ -206,23 +240,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], help="of the config, for arcticjax")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     options = parser.parse_args(arguments)
-    from arcticjax.models.resolve import resolve
-
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         steps = options.warm + options.turns * options.steps
         most = max(options.batches) * steps
         pairs = write_pairs(options.pairs, folder, most=most, dense=options.dense)
+        model = model_folder(options.model, pairs, folder)
         for shape, batch, precision in itertools.product(
             options.shapes, options.batches, options.precisions
         ):
             query, document = map(int, shape.split("/"))
             for name in options.sides:
-                SIDES[name]["config"] = str(config_of(folder, name, options, pairs))
+                SIDES[name]["config"] = str(config_of(folder, name, options, pairs, model))
             job = {
                 "pairs": str(pairs),
-                "model": str(resolve(options.model)),
+                "model": str(model),
                 "batch": batch,
                 "precision": precision,
                 "query_length": query,
@@ -250,11 +283,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measuring.write_json(options.json, rows)
 
 
-def config_of(folder: Path, side: str, options: argparse.Namespace, pairs: Path) -> Path:
+def config_of(
+    folder: Path, side: str, options: argparse.Namespace, pairs: Path, model: Path
+) -> Path:
     """A config for one side, what both sides share left to the command line."""
     config = {
         "run": {"directory": str(folder / "run")},
-        "model": {"init": options.model},
+        "model": {"init": str(model)},
         "data": {
             "sources": [{"name": "pairs", "path": str(pairs)}],
             "cache": str(folder / "cache"),
