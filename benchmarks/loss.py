@@ -126,7 +126,8 @@ def _prepared_jax(
     import jax
     import jax.numpy as jnp
 
-    program = jax_program(side, *queries.shape, temperature, dtype)
+    batch, width = queries.shape
+    program = jax_program(side, batch, width, temperature, dtype)
     given = jnp.asarray(queries, dtype), jnp.asarray(documents, dtype)
 
     def read(found: Any) -> Gradients:
