@@ -69,7 +69,7 @@ class Clock:
     """CPU-seconds spent inside functions, by stage."""
 
     def __init__(self) -> None:
-        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
 
     def timed(self, stage: str, function: Callable) -> Callable:
         """`function`, its time added to `stage`."""
@@ -126,9 +126,8 @@ def measure(build: Any, repeats: int) -> dict[str, Any]:
                 catalog.SourceView, "read", clock.timed("read", catalog.SourceView.read)
             ),
         ):
-            build_bound = type(build).__call__.__get__(build)
             wall, cpu = time.perf_counter(), time.process_time()
-            arrays = build_bound(step).arrays
+            arrays = build(step).arrays
             cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         if step:
             steps.append({**clock.seconds, "cpu": cpu, "wall": wall})
@@ -181,10 +180,12 @@ def main() -> None:
         source = store(Path(scratch) / "store", pairs, max(options.store, *options.batches))
         print(f"stored {len(source)} pairs", file=sys.stderr, flush=True)
         for shape in options.shapes:
-            caps = tuple(map(int, shape.split("/")))
+            query, document = map(int, shape.split("/"))
             for batch in options.batches:
                 for devices in options.devices:
-                    build = builder(source, batch, devices, caps, options.microbatch_tokens)
+                    build = builder(
+                        source, batch, devices, (query, document), options.microbatch_tokens
+                    )
                     rows.append(measure(build, options.repeats))
     print(measuring.describe(measuring.machine()))
     print(f"{origin}, repeated; medians of {options.repeats} batches")
