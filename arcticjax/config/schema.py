@@ -35,6 +35,12 @@ class RunSection(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         default=0, description="Decides initial weights and the order of the data."
     )
+    compilation_cache: Text = Field(
+        default="auto",
+        description="Private folder of compiled programs, which later runs take from there. auto: "
+        "arcticjax/compiled in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache). none: "
+        "nothing is kept. JAX_COMPILATION_CACHE_DIR in the environment goes before it.",
+    )
 
 
 class ModelConfig(_Section):

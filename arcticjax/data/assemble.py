@@ -62,7 +62,7 @@ def fill_rows(
     flat = rows_RS.reshape(-1)
     head = template.head
     room = template.longest - template.overhead
-    own = np.fromiter((min(len(text), room) for text in texts), np.int64, len(texts))
+    own = np.minimum(np.fromiter(map(len, texts), np.int64, len(texts)), room)
     flat[positions[:, None] + np.arange(len(head))] = head
     ends = np.cumsum(own)
     tokens = np.concatenate([text[:room] for text in texts])

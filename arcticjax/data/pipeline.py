@@ -65,18 +65,24 @@ class BatchBuilder:
             document_lengths,
             self.shapes.devices,
         )
-        parts = [
-            self._device(
-                view,
-                records,
-                dealt.pairs_Nb[device],
-                dealt.documents[device],
-                query_lengths,
-                document_lengths,
-            )
-            for device in self.local
-        ]
         local = list(self.local)
+        # One read for all devices of the process: a read has a fixed cost of some 200 records. A
+        # device's documents are documents of its own pairs, so it brings both sides.
+        pairs = dealt.pairs_Nb[local]
+        queries, bodies = view.read(records[pairs.reshape(-1)])
+        parts = []
+        for place, device in enumerate(local):
+            own = slice(place * self.shapes.pairs, (place + 1) * self.shapes.pairs)
+            documents = dealt.documents[device]
+            body_of_pair = dict(zip(pairs[place].tolist(), bodies[own], strict=True))
+            parts.append(
+                self._device(
+                    queries[own],
+                    [body_of_pair[pair] for pair in documents.tolist()],
+                    query_lengths[pairs[place]],
+                    document_lengths[documents],
+                )
+            )
         arrays = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
         arrays |= {
             "positives": dealt.positives_Nb1[local],
@@ -87,21 +93,15 @@ class BatchBuilder:
 
     def _device(
         self,
-        view: SourceView,
-        records: np.ndarray,
-        pairs: np.ndarray,
-        documents: np.ndarray,
+        queries: list[np.ndarray],
+        bodies: list[np.ndarray],
         query_lengths: np.ndarray,
         document_lengths: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        """One device's rows. Its documents are documents of its own pairs, so one read brings both
-        sides."""
+        """One device's rows, from the tokens of its queries and documents, and their lengths as
+        encoded."""
         shapes = self.shapes
-        packing = layout.place(query_lengths[pairs], document_lengths[documents], shapes)
-        queries, bodies = view.read(records[pairs])
-        place_of_pair = dict(zip(pairs.tolist(), range(len(pairs)), strict=True))
-        bodies = [bodies[place_of_pair[pair]] for pair in documents.tolist()]
-
+        packing = layout.place(query_lengths, document_lengths, shapes)
         rows = shapes.microbatches * shapes.rows
         tokens = np.full((rows, shapes.row_length), self.pad_id, np.int32)
         used = packing.places_MGK < shapes.texts

@@ -24,7 +24,7 @@ from arcticjax.checkpoint.step_directories import StepDirectories
 from arcticjax.checkpoint.store import CheckpointStore
 from arcticjax.config import RunConfig, differences, dump_config, load_config
 from arcticjax.export import certificate
-from arcticjax.parallel import distributed
+from arcticjax.parallel import compilation_cache, distributed
 from arcticjax.parallel import mesh as meshes
 from arcticjax.step import activations
 from arcticjax.step import state as states
@@ -36,6 +36,7 @@ from arcticjax.train.stop import StopSignal
 # Fields that may change when a run resumes: they do not change what is learned.
 _FREE = (
     "run.directory",
+    "run.compilation_cache",
     "data.cache",
     "data.threads",
     "data.prefetch",
@@ -66,6 +67,7 @@ def run(config: RunConfig) -> result.Result:
         contextlib.ExitStack() as stack,
     ):
         distributed.start(config.mesh.platform, config.mesh.policy)
+        compilation_cache.keep_compiled(config.run.compilation_cache)
         alike.check_start(config)
         check_lease = _claim(directory, stack)
         path = Path(directory.path)

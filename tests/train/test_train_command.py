@@ -14,6 +14,7 @@ from arcticjax.checkpoint.store import CheckpointStore
 from arcticjax.config import load_config
 from arcticjax.models.pretrained import load_pretrained
 from arcticjax.models.tokenizer import TextTokenizer
+from arcticjax.parallel import compilation_cache
 from arcticjax.train import __main__ as command
 from arcticjax.train.loop import Loop
 from tests import tiny
@@ -168,6 +169,19 @@ def test_messages_of_the_parts_are_shown_once_in_our_format_by_process_0(monkeyp
     parts.info("of another process")
     parts.error("of any process")
     assert shown.getvalue() == "INFO: tokenising\nERROR: of any process\n"
+
+
+def test_compiled_programs_are_kept_where_the_config_says(tmp_path, monkeypatch):
+    asked = []
+
+    def keep(folder):
+        asked.append(folder)
+        raise errors.ConfigError("far enough")
+
+    monkeypatch.setattr(compilation_cache, "keep_compiled", keep)
+    with pytest.raises(errors.ConfigError, match="far enough"):
+        train(tiny.run_config(tmp_path), "run.compilation_cache=kept")
+    assert asked == ["kept"]
 
 
 def test_help_and_print_config_need_no_jax(tmp_path, capsys):
