@@ -49,6 +49,7 @@ _FREE = (
     "train.microbatch",
     "train.passes",
     "train.remat",
+    "train.attention",
 )
 
 
