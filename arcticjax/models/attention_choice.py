@@ -70,12 +70,12 @@ def choose(
             )
         return wanted
     found = measured(table).get((device.device_kind, head_size, row_length, dtype), {})
-    usable: dict[Implementation, float] = {
-        one: found[one]
-        for one in IMPLEMENTATIONS
-        if one in found and refusal(one, platform=device.platform, **shape) is None
-    }
-    return min(usable, key=lambda one: usable[one], default="xla")
+    chosen: Implementation = "xla"
+    for one in IMPLEMENTATIONS:
+        usable = one in found and refusal(one, platform=device.platform, **shape) is None
+        if usable and found[one] < found[chosen]:
+            chosen = one
+    return chosen
 
 
 def measured(table: Path = TABLE) -> dict[tuple[Any, ...], dict[str, float]]:

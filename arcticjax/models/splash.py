@@ -65,6 +65,8 @@ def _by_head(segments_RS: jax.Array) -> Callable[..., jax.Array]:
     def run(scaled_RHSK: jax.Array, key_RHSK: jax.Array, value_RHSK: jax.Array) -> jax.Array:
         heads, length = scaled_RHSK.shape[1:3]
         block = _block(length)
+        # Tokens along the 128 lanes: heads of 32 or 64 would be padded to 128 in memory.
+        layout = pallas.QKVLayout.SEQ_MINOR
         kernel = pallas.make_splash_mha(
             pallas.MultiHeadMask([pallas.FullMask((length, length))] * heads),
             block_sizes=pallas.BlockSizes(
@@ -73,12 +75,16 @@ def _by_head(segments_RS: jax.Array) -> Callable[..., jax.Array]:
                 block_q_dkv=block,
                 block_kv_dkv=block,
                 use_fused_bwd_kernel=True,  # five products instead of seven
+                q_layout=layout,
+                k_layout=layout,
+                v_layout=layout,
             ),
             head_shards=1,
             q_seq_shards=1,
         )
         ids = pallas.SegmentIds(segments_RS, segments_RS)
-        return jax.vmap(kernel)(scaled_RHSK, key_RHSK, value_RHSK, ids)
+        mixed_RHSK: Any = jax.vmap(kernel)(scaled_RHSK, key_RHSK, value_RHSK, ids)
+        return mixed_RHSK
 
     return run
 
