@@ -194,6 +194,16 @@ def _whole_share(config: Any) -> Iterator[Problem]:
         )
 
 
+def _fused_attention(config: Any) -> Iterator[Problem]:
+    wanted, precision = config.train.attention, config.train.precision
+    if wanted in ("cudnn", "splash") and precision != "bfloat16":
+        yield (
+            ("train", "attention"),
+            f"{wanted} computes in bfloat16, train.precision is {precision}; set one of the two "
+            "otherwise (xla or auto)",
+        )
+
+
 def _matryoshka_twice(config: Any) -> Iterator[Problem]:
     sizes = [one.size for one in config.loss.matryoshka]
     for index, size in enumerate(sizes):
@@ -289,6 +299,7 @@ _RULES: tuple[Callable[[Any], Iterator[Problem]], ...] = (
     _warmup_fits,
     _decay_fits,
     _whole_share,
+    _fused_attention,
     _matryoshka_twice,
     _equal_slices,
     _task_names,

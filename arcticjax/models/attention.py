@@ -1,14 +1,24 @@
-"""Attention within the texts of packed rows."""
+"""Attention within the texts of packed rows: one function, several implementations.
+
+`xla` runs everywhere and in every dtype. `cudnn` is NVIDIA's fused kernel through `jax.nn`, which
+takes segments only as a mask [R, 1, S, S]; its packed layout is not in jax's public interface.
+`splash` is the Pallas kernel for TPUs (see `arcticjax.models.splash`). Which of them a device can
+run, and which one `auto` takes, is the matter of `arcticjax.models.attention_choice`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
 
+from arcticjax import errors
+
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array, Bool, Float, Int
+
+Implementation = Literal["xla", "cudnn", "splash"]
 
 # Finite, so that no row of scores can become NaN; exp of it is 0 beside any real score.
 MASKED = -1e30
@@ -27,19 +37,50 @@ def attend(
     key_RSHK: Float[Array, "R S H K"],
     value_RSHK: Float[Array, "R S H K"],
     segments_RS: Int[Array, "R S"],
+    implementation: Implementation = "xla",
 ) -> Float[Array, "R S H K"]:
     """Softmax attention in which a token sees the tokens of its own segment only, scores scaled by
     1 / sqrt(K).
 
-    Padding (segment 0) sees only padding: its output is finite and reaches no text. Scores and
-    softmax are float32 for every input dtype; the output has the dtype of the values.
+    Padding (segment 0) is a segment of its own: its output is finite and reaches no text. Scores
+    and softmax are float32 for every input dtype; the output has the dtype of the values. Raises
+    ConfigError where jax finds no cuDNN, or none that takes these shapes.
     """
+    if implementation == "cudnn":
+        return _cudnn(query_RSHK, key_RSHK, value_RSHK, segments_RS)
+    scaled_RSHK = query_RSHK * jnp.asarray(query_RSHK.shape[-1] ** -0.5, value_RSHK.dtype)
+    if implementation == "splash":
+        from arcticjax.models import splash  # Pallas takes seconds to import
+
+        return splash.attend(scaled_RSHK, key_RSHK, value_RSHK, segments_RS)
+    return _xla(scaled_RSHK, key_RSHK, value_RSHK, segments_RS)
+
+
+def same_segment(segments_RS: Int[Array, "R S"]) -> Bool[Array, "R 1 S S"]:
+    """True where two places of a row belong to the same segment; at least at the place itself."""
+    return (segments_RS[:, :, None] == segments_RS[:, None, :])[:, None]
+
+
+def _cudnn(query_RSHK: Array, key_RSHK: Array, value_RSHK: Array, segments_RS: Array) -> Array:
+    try:
+        return jax.nn.dot_product_attention(
+            query_RSHK,
+            key_RSHK,
+            value_RSHK,
+            mask=same_segment(segments_RS),
+            implementation="cudnn",
+        )
+    except (NotImplementedError, RuntimeError) as problem:
+        raise errors.ConfigError(
+            f"train.attention: cudnn cannot run here: {problem} Set train.attention to xla"
+        ) from problem
+
+
+def _xla(scaled_RSHK: Array, key_RSHK: Array, value_RSHK: Array, segments_RS: Array) -> Array:
     dtype = value_RSHK.dtype
     precision = matmul_precision(dtype)
-    scale = query_RSHK.shape[-1] ** -0.5
-    scores_RHST = _products(query_RSHK * jnp.asarray(scale, dtype), key_RSHK)
-    same_R1ST = (segments_RS[:, :, None] == segments_RS[:, None, :])[:, None]
-    scores_RHST = jnp.where(same_R1ST, scores_RHST, MASKED)
+    scores_RHST = _products(scaled_RSHK, key_RSHK)
+    scores_RHST = jnp.where(same_segment(segments_RS), scores_RHST, MASKED)
     highest_RHS1 = jax.lax.stop_gradient(scores_RHST.max(axis=-1, keepdims=True))
     weights_RHST = jnp.exp(scores_RHST - highest_RHS1)
     # Dividing after the product keeps one array of RHST less for the backward pass.

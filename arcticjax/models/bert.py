@@ -11,7 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from arcticjax.models.activations import GELU_SLOPE, gelu
-from arcticjax.models.attention import attend, matmul_precision
+from arcticjax.models.attention import Implementation, attend, matmul_precision
 from arcticjax.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Attention(nnx.Module):
         self.norm = LayerNorm(width, spec.layer_norm_epsilon)
         self.num_heads = spec.num_heads
 
-    def __call__(self, x_RSD: Array, segments_RS: Array) -> Array:
+    def __call__(self, x_RSD: Array, segments_RS: Array, implementation: Implementation) -> Array:
         parts = (self.query, self.key, self.value)
         # one matmul three times as wide: fewer, larger kernels and one read of the input
         fused_RSE = _project(
@@ -90,8 +90,8 @@ class Attention(nnx.Module):
         fused_RSE = checkpoint_name(fused_RSE, "attention inputs")
         heads = (*x_RSD.shape[:2], self.num_heads, -1)
         query, key, value = (part.reshape(heads) for part in jnp.split(fused_RSE, 3, axis=-1))
-        mixed_RSD = attend(query, key, value, segments_RS).reshape(x_RSD.shape)
-        mixed_RSD = checkpoint_name(mixed_RSD, "attention mixed")
+        mixed_RSHK = attend(query, key, value, segments_RS, implementation)
+        mixed_RSD = checkpoint_name(mixed_RSHK.reshape(x_RSD.shape), "attention mixed")
         output_RSD = checkpoint_name(self.output(mixed_RSD), "attention output")
         return self.norm(x_RSD.astype(jnp.float32) + output_RSD).astype(x_RSD.dtype)
 
@@ -118,8 +118,8 @@ class Layer(nnx.Module):
         self.attention = Attention(spec, rngs)
         self.mlp = Mlp(spec, rngs)
 
-    def __call__(self, x_RSD: Array, segments_RS: Array) -> Array:
-        return self.mlp(self.attention(x_RSD, segments_RS))
+    def __call__(self, x_RSD: Array, segments_RS: Array, implementation: Implementation) -> Array:
+        return self.mlp(self.attention(x_RSD, segments_RS, implementation))
 
 
 class Bert(nnx.Module):
@@ -139,9 +139,11 @@ class Bert(nnx.Module):
         *,
         dtype: jax.typing.DTypeLike = jnp.float32,
         remat: Remat = "none",
+        attention: Implementation = "xla",
         gather_layer: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> Float[Array, "R S D"]:
         """Last hidden states in `dtype`. `remat`: what the backward pass computes again.
+        `attention`: its implementation.
 
         `gather_layer` makes one layer's parameters whole where devices share them; that is done
         again in the backward pass, so that no more than one layer is whole at a time (and remat
@@ -152,7 +154,7 @@ class Bert(nnx.Module):
         def layer(x_RSD: Array, params: dict[str, Any]) -> tuple[Array, None]:
             if gather_layer is not None:
                 params = gather_layer(params)
-            return nnx.merge(definition, params)(x_RSD, segments_RS), None
+            return nnx.merge(definition, params)(x_RSD, segments_RS, attention), None
 
         stacked = nnx.to_pure_dict(stacked)
         body = _rematerialised(layer, remat, gather_layer is not None)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from arcticjax.models.attention import Implementation
 from arcticjax.models.bert import Bert, Remat
 from arcticjax.models.packing import segments_and_positions
 from arcticjax.models.pooling import normalize, pool
@@ -47,14 +48,15 @@ class Encoder:
         *,
         dtype: jax.typing.DTypeLike = jnp.float32,
         remat: Remat = "none",
+        attention: Implementation = "xla",
         gather_layer: GatherLayer | None = None,
     ) -> Float[Array, "R S D"]:
         """Last hidden states of packed rows, in `dtype`, the dtype of matmuls and activations.
 
         `segments_RS` is 0 at padding and equal within a text; `positions_RS` restarts at 0 in every
         text. A token or position past its table gives NaN. `remat` trades computing
-        again for the memory of the activations inside layers; `gather_layer` makes one layer's
-        parameters whole where devices share them.
+        again for the memory of the activations inside layers; `attention` is how attention is
+        computed; `gather_layer` makes one layer's parameters whole where devices share them.
         """
         model = nnx.merge(self._definition, params)
         return model(
@@ -63,6 +65,7 @@ class Encoder:
             positions_RS,
             dtype=dtype,
             remat=remat,
+            attention=attention,
             gather_layer=gather_layer,
         )
 
@@ -76,6 +79,7 @@ class Encoder:
         pooling: Pooling,
         dtype: jax.typing.DTypeLike = jnp.float32,
         remat: Remat = "none",
+        attention: Implementation = "xla",
         gather_layer: GatherLayer | None = None,
     ) -> Float[Array, "R K D"]:
         """Unit vectors in float32, one per slot; a slot of length 0 gives zeros and no gradient."""
@@ -89,6 +93,7 @@ class Encoder:
             positions_RS,
             dtype=dtype,
             remat=remat,
+            attention=attention,
             gather_layer=gather_layer,
         )
         return normalize(pool(hidden_RSD, starts_RK, lengths_RK, pooling))

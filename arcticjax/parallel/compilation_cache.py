@@ -13,6 +13,7 @@ import os
 import platform
 import stat
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -38,7 +39,8 @@ def keep_compiled(folder: str) -> Path | None:
     """
     if folder == "none" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return None
-    if not jax.config.jax_enable_compilation_cache:
+    settings: Any = jax.config  # its stubs know few of its names
+    if not settings.jax_enable_compilation_cache:
         return None
     try:
         private = _private(_users() if folder == "auto" else Path(folder).expanduser())

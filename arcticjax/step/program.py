@@ -20,6 +20,7 @@ from arcticjax.config.schema import RunConfig
 from arcticjax.data import assemble, layout, pipeline
 from arcticjax.data.catalog import SourceView
 from arcticjax.data.draw import Draw
+from arcticjax.models import attention_choice
 from arcticjax.models.bert import Remat
 from arcticjax.models.encoder import Encoder
 from arcticjax.models.spec import ModelSpec, Pooling
@@ -85,6 +86,7 @@ class Program:
             "slots_per_row": shapes.slots,
             "passes": self.encoding.passes,
             "remat": self.encoding.remat,
+            "attention": self.encoding.attention,
             "kept_bytes": activations.buffer_bytes(self.kept),
         }
 
@@ -179,17 +181,27 @@ def build(
     """The training program of a config.
 
     memory: bytes of one device, or None where that cannot be told; it decides `train.passes: auto`.
+    Raises ConfigError for a `train.attention` that the devices or the shapes do not allow.
     """
     encoder = Encoder(spec)
     objective = _objective(config, spec)
     arrays = {"params": encoder.abstract(), "loss": objective.init()}
     sharding = make_sharding(arrays, mesh)
     train = config.train
+    attention = attention_choice.choose(
+        train.attention,
+        device=mesh.devices.flat[0],
+        dtype=train.precision,
+        head_size=spec.head_size,
+        row_length=shapes.row_length,
+    )
 
     def encoding(passes: steps.Passes) -> steps.Encoding:
         usual: Remat = "named" if passes == "one" else "none"
         remat = usual if train.remat == "auto" else train.remat
-        return steps.Encoding(encoder, pooling, jnp.dtype(train.precision), passes, remat)
+        return steps.Encoding(
+            encoder, pooling, jnp.dtype(train.precision), passes, remat, attention
+        )
 
     chosen = encoding("two" if train.passes == "two" else "one")
     kept = steps.kept_shapes(chosen, shapes, sharding)

@@ -27,6 +27,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from arcticjax.data.layout import Shapes
+from arcticjax.models.attention import Implementation
 from arcticjax.models.bert import Remat
 from arcticjax.models.encoder import Encoder
 from arcticjax.models.spec import Pooling
@@ -50,7 +51,8 @@ class Encoding:
     """How a step encodes: everything but the shapes.
 
     dtype: of activations and matrix products; parameters, gradients, statistics, pooling and loss
-    are float32. remat: what the backward pass of a layer computes again.
+    are float32. remat: what the backward pass of a layer computes again. attention: its
+    implementation.
     """
 
     encoder: Encoder
@@ -58,6 +60,7 @@ class Encoding:
     dtype: Any = jnp.float32
     passes: Passes = "two"
     remat: Remat = "none"
+    attention: Implementation = "xla"
 
     def embed(self, params: Any, rows: Batch, sharding: Sharding) -> jax.Array:
         """Rows of a microbatch -> an embedding for every slot of theirs, [G * K, D]."""
@@ -69,6 +72,7 @@ class Encoding:
             pooling=self.pooling,
             dtype=self.dtype,
             remat=self.remat,
+            attention=self.attention,
             gather_layer=sharding.gather_layer if sharding.mesh.shape["fsdp"] > 1 else None,
         )
         return vectors_GKD.reshape(-1, vectors_GKD.shape[-1])

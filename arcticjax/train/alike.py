@@ -50,6 +50,7 @@ def check_prepared(ready: Setup) -> None:
             **ready.meta(),
             "shapes": vars(ready.shapes),
             "passes": ready.program.encoding.passes,
+            "attention": ready.program.encoding.attention,
             "evaluation": {
                 task.name: f"{len(task.queries)} queries, {len(task.documents)} documents"
                 for task in ready.evaluator.tasks

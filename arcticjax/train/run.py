@@ -50,6 +50,7 @@ _FREE = (
     "train.microbatch",
     "train.passes",
     "train.remat",
+    "train.attention",
 )
 
 

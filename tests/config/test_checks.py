@@ -63,6 +63,8 @@ BROKEN = {
         "loss.matryoshka.2.size",
         "listed twice",
     ),
+    "cudnn in float32": (["train.attention=cudnn"], "train.attention", "computes in bfloat16"),
+    "splash in float32": (["train.attention=splash"], "train.attention", "computes in bfloat16"),
     "unequal slices": (["mesh.data=4", "mesh.slices=3"], "mesh.slices", "take a divisor"),
     "task typo": (
         ["data.docstrings={held_out: [a]}", "evaluation.tasks=[docstring]"],
@@ -99,6 +101,7 @@ FINE = {
     "an epoch": ["train.total_steps=null", "optimizer.warmup_steps=1000"],
     "constant": ["optimizer.schedule=constant"],
     "shares": ["mesh.data=32", "mesh.fsdp=2"],
+    "splash": ["train.attention=splash", "train.precision=bfloat16"],
     "slices": ["mesh.data=4", "mesh.slices=2"],
     "slices of all": ["mesh.slices=3"],
     "packages": ["data.docstrings={packages: [a, b], held_out: [b]}"],

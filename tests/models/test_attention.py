@@ -1,64 +1,164 @@
-"""Segment attention against a NumPy loop in float64."""
+"""Every implementation of segment attention against NumPy loops in float64.
+
+The splash kernel runs in Pallas's interpreter, its blocks half a row. cuDNN cannot run on a CPU:
+what it is given goes to jax's own attention instead.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
+from arcticjax.models import splash
 from arcticjax.models.attention import attend
 
-SEGMENTS_RS = np.array(
-    [[1, 1, 1, 2, 2, 2, 2, 3, 0, 0], [1] * 10, [0] * 10, [0, 1, 1, 0, 2, 2, 2, 0, 0, 3]], np.int32
-)
+ROWS, LENGTH, HEADS, WIDTH = 3, 256, 2, 8
+IMPLEMENTATIONS = ("xla", "cudnn", "splash")
 
 
-def inputs(seed: int = 0) -> list[np.ndarray]:
+def packed() -> np.ndarray:
+    """Rows of several texts, some on a block's edge, with padding before, between and after them;
+    of one text; of padding."""
+    segments_RS = np.zeros((ROWS, LENGTH), np.int32)
+    for number, (start, end) in enumerate([(3, 60), (60, 61), (61, 128), (128, 131), (140, 250)]):
+        segments_RS[0, start:end] = number + 1
+    segments_RS[1] = 1
+    return segments_RS
+
+
+SEGMENTS_RS = packed()
+REAL_RS = SEGMENTS_RS > 0
+
+
+def inputs(seed: int = 0) -> tuple[np.ndarray, ...]:
+    """Query, key, value and what the gradient is taken of."""
     random = np.random.default_rng(seed)
-    shape = (*SEGMENTS_RS.shape, 3, 8)
-    return [random.normal(size=shape).astype(np.float32) for _ in range(3)]
+    shape = (ROWS, LENGTH, HEADS, WIDTH)
+    return tuple(random.normal(size=shape).astype(np.float32) for _ in range(4))
 
 
-def by_hand(query, key, value):
-    query, key, value = (array.astype(np.float64) for array in (query, key, value))
-    mixed = np.zeros_like(value)
-    for row in range(query.shape[0]):
-        for place in np.flatnonzero(SEGMENTS_RS[row]):
-            own = SEGMENTS_RS[row] == SEGMENTS_RS[row, place]
-            for head in range(query.shape[2]):
-                scores = key[row, own, head] @ query[row, place, head] / np.sqrt(8)
-                weights = np.exp(scores - scores.max())
-                mixed[row, place, head] = weights @ value[row, own, head] / weights.sum()
-    return mixed
+def by_hand(query, key, value, wanted):
+    """The result, and the gradients of sum(result * wanted) over the texts."""
+    query, key, value, wanted = (array.astype(np.float64) for array in (query, key, value, wanted))
+    mixed, gradients = np.zeros_like(value), [np.zeros_like(value) for _ in range(3)]
+    scale = 1 / np.sqrt(query.shape[-1])
+    for row, head in np.ndindex(len(query), query.shape[2]):
+        for segment in range(1, SEGMENTS_RS[row].max() + 1):
+            own = (row, SEGMENTS_RS[row] == segment, head)
+            scores = query[own] @ key[own].T * scale
+            weights = np.exp(scores - scores.max(1, keepdims=True))
+            weights /= weights.sum(1, keepdims=True)
+            mixed[own] = weights @ value[own]
+            back = wanted[own] @ value[own].T
+            of_scores = weights * (back - (back * weights).sum(1, keepdims=True)) * scale
+            gradients[0][own] = of_scores @ key[own]
+            gradients[1][own] = of_scores.T @ query[own]
+            gradients[2][own] = weights.T @ wanted[own]
+    return mixed, *gradients
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 2e-2)])
-def test_against_numpy(dtype: str, tolerance: float):
-    arrays = inputs()
-    got = attend(*(jnp.asarray(array, dtype) for array in arrays), jnp.asarray(SEGMENTS_RS))
-    assert got.dtype == dtype
-    real = SEGMENTS_RS > 0
-    np.testing.assert_allclose(
-        np.asarray(got, np.float64)[real], by_hand(*arrays)[real], atol=tolerance
+@functools.partial(jax.jit, static_argnames="implementation")
+def compiled(query, key, value, wanted, segments_RS, implementation):
+    """The result and the gradients, by an implementation."""
+    mixed, pull = jax.vjp(
+        lambda *arrays: attend(*arrays, segments_RS, implementation), query, key, value
     )
+    return mixed, *pull(wanted.astype(mixed.dtype))
 
 
-def test_large_scores_stay_finite():
-    query, key, value = inputs()
-    got = attend(query * 1e3, key * 1e3, value, jnp.asarray(SEGMENTS_RS))
-    real = SEGMENTS_RS > 0
-    expected = by_hand(query * 1e3, key * 1e3, value)
-    np.testing.assert_allclose(np.asarray(got)[real], expected[real], atol=1e-4)
-    assert np.isfinite(got).all()
+@pytest.fixture(scope="module", autouse=True)
+def on_a_cpu():
+    """Splash is interpreted, in blocks of half a row; cuDNN's place is taken by jax's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        make, usual = splash.pallas.make_splash_mha, jax.nn.dot_product_attention
+        patch.setattr(splash.pallas, "make_splash_mha", functools.partial(make, interpret=True))
+        patch.setattr(splash, "_LARGEST_BLOCK", 128)
+
+        def instead(*arrays, implementation, **options):
+            assert implementation == "cudnn"
+            return usual(*arrays, implementation="xla", **options)
+
+        patch.setattr(jax.nn, "dot_product_attention", instead)
+        yield
 
 
-def test_no_gradient_crosses_a_segment_and_padding_is_finite():
-    arrays = [jnp.asarray(array) for array in inputs()]
-    chosen = jnp.asarray(SEGMENTS_RS == 2)[:, :, None, None]
-    gradients = jax.jit(
-        jax.grad(lambda arrays: jnp.sum(attend(*arrays, jnp.asarray(SEGMENTS_RS)) ** 2 * chosen))
-    )(arrays)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 3e-6), ("bfloat16", 2e-2)])
+def test_result_and_gradients_equal_those_by_hand(implementation, dtype, tolerance):
+    arrays = [np.array(jnp.asarray(array, dtype), np.float32) for array in inputs()]
+    arrays[3] *= REAL_RS[:, :, None, None]  # as in training: nothing is asked of padding
+    given = (jnp.asarray(array, dtype) for array in arrays)
+    for got, expected in zip(
+        compiled(*given, SEGMENTS_RS, implementation), by_hand(*arrays), strict=True
+    ):
+        assert got.dtype == dtype
+        got = np.asarray(got, np.float64)
+        assert np.isfinite(got).all()
+        error = np.abs(got - expected)[REAL_RS].max()
+        assert error <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_text_reaches_no_other(implementation):
+    """Its numbers change no other's result, and a wish about its result no other's gradient."""
+    arrays = inputs()
+    own_RS = (SEGMENTS_RS == 3) & (np.arange(ROWS) == 0)[:, None]
+    chosen = own_RS[:, :, None, None]
+    changed = [array + chosen for array in arrays[:3]]
+    before, *_ = compiled(*arrays, SEGMENTS_RS, implementation)
+    after, *_ = compiled(*changed, arrays[3], SEGMENTS_RS, implementation)
+    moved_RS = (np.asarray(before) != np.asarray(after)).any((2, 3))
+    assert (moved_RS == own_RS).all()
+    _, *gradients = compiled(*arrays[:3], arrays[3] * chosen, SEGMENTS_RS, implementation)
     for gradient in gradients:
-        gradient = np.asarray(gradient)
-        assert np.isfinite(gradient).all()
-        assert not gradient[SEGMENTS_RS != 2].any()
-        assert np.abs(gradient[SEGMENTS_RS == 2]).max() > 1e-2
+        assert ((np.asarray(gradient) != 0).any((2, 3)) == own_RS).all()
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_large_scores_stay_finite(implementation):
+    query, key, value, wanted = inputs()
+    arrays = (query * 1e3, key * 1e3, value, wanted)
+    mixed, *gradients = compiled(*arrays, SEGMENTS_RS, implementation)
+    np.testing.assert_allclose(np.asarray(mixed)[REAL_RS], by_hand(*arrays)[0][REAL_RS], atol=1e-4)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_splash_in_a_shard_map_that_checks_varying_axes():
+    """As in the training step: parameters cast to varying, their gradients added up at the end."""
+    axes = ("data", "fsdp")
+    mesh = jax.make_mesh((2, 1), axes, axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+    def local(scale, segments_RS, wanted, *arrays, implementation):
+        def total(scale):
+            def layer(scale):
+                query, key, value = arrays
+                return attend(scale * query, key, value, segments_RS, implementation)
+
+            return jnp.sum(jax.checkpoint(layer)(scale) * wanted)
+
+        scale = jax.lax.pcast(scale, axes, to="varying")
+        return jax.lax.psum(jax.grad(total)(scale), axes)
+
+    def gradient(implementation):
+        mapped = jax.shard_map(
+            functools.partial(local, implementation=implementation),
+            in_specs=(P(), *[P(axes)] * 5),
+            out_specs=P(),
+        )
+        arrays = [array[:2, :128, :1] for array in inputs()]
+        return jax.jit(mapped)(jnp.float32(0.7), SEGMENTS_RS[:2, :128], arrays[3], *arrays[:3])
+
+    with jax.set_mesh(mesh):
+        found, wanted = gradient("splash"), gradient("xla")
+    assert abs(wanted) > 1
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_blocks_of_splash(monkeypatch):
+    monkeypatch.setattr(splash, "_LARGEST_BLOCK", 512)
+    assert [splash._block(length) for length in (128, 256, 384, 512, 640, 768, 1024)] == [
+        128, 256, 384, 512, 128, 384, 512,
+    ]  # fmt: skip

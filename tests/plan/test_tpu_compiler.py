@@ -4,11 +4,18 @@ import importlib.util
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 from arcticjax import errors
+from arcticjax.config import load_config
+from arcticjax.data import layout
+from arcticjax.models.spec import ModelSpec
+from arcticjax.parallel import mesh as meshes
 from arcticjax.plan import topology
 from arcticjax.plan.__main__ import main
+from arcticjax.step import program
+from tests import tiny
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 WITHOUT_SCORING = ("evaluation.tasks=[]", "evaluation.every_steps=null")
@@ -46,6 +53,26 @@ def planned(recipe, slice_, folder, *sets):
         arguments += ["--set", one]
     assert main([*arguments, "--json", str(file)]) == 0
     return json.loads(file.read_text())
+
+
+def test_a_training_step_with_the_splash_kernel(tmp_path):
+    """Compiled in full: kernels that only lower may still be refused by the compiler."""
+    spec = ModelSpec(
+        vocab_size=120, hidden_size=128, num_layers=2, num_heads=4, intermediate_size=128
+    )
+    given = {"train.attention": "splash", "train.precision": "bfloat16", "data.row_length": 256}
+    config = load_config(tiny.run_config(tmp_path, **given))
+    mesh = meshes.make_mesh(2, 2, among=topology.open_devices(topology.parse("v5e:2x2")))
+    shapes = layout.Shapes(4, 4, 256, 2, 16, 32)
+    with jax.set_mesh(mesh):
+        made = program.build(config, spec, "mean", shapes, mesh, 8, 2**34)
+        state, buffers, batch = (
+            made.abstract_state(), made.abstract_buffers(), made.abstract_batch()
+        )  # fmt: skip
+        assert made.announcement()["attention"] == "splash"
+        text = made.lower(state, buffers, batch).compile().as_text()
+    for kernel in ("splash_mha_fwd_segmented", "splash_mha_dkv_segmented"):
+        assert kernel in text
 
 
 def test_a_recipe_for_v5e(tmp_path):

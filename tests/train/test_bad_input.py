@@ -181,6 +181,7 @@ def test_resuming_with_another_config_names_the_field(folder):
     assert "0.002 in the run, 0.5 now" in message
     # What does not change what is learned may change.
     free = ["train.passes=two", "train.microbatch=2", "loss.tile=8", "data.threads=1"]
+    free.append("train.attention=xla")
     command.main(["--config", str(file), *(word for one in free for word in ("--set", one))])
 
 
@@ -229,6 +230,11 @@ def test_resuming_on_other_data_shows_both_fingerprints(folder):
     message = fails(file, errors.ConfigError, "the data changed", "export.enabled=false")
     before, now = message.split("fingerprint ")[1].split(" in the checkpoint, ")
     assert before != now.split(" now")[0]
+
+
+def test_a_kernel_that_this_machine_cannot_run(folder):
+    file = tiny.run_config(folder, **{"train.precision": "bfloat16", "train.attention": "splash"})
+    fails(file, errors.ConfigError, "train.attention: splash.*runs on tpu, the devices are cpu")
 
 
 def test_a_task_that_is_not_there(folder):

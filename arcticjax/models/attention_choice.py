@@ -1,0 +1,86 @@
+"""Which implementation of attention a device runs: what it can, and what was measured fastest.
+
+`attention_times.json` holds what `python -m benchmarks.attention --write` measured, one entry for
+each device kind, head size, row length and dtype. It is read, never guessed from: a shape that was
+not measured on a device of that kind gets `xla`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from arcticjax.errors import ConfigError
+from arcticjax.models.attention import Implementation
+
+TABLE = Path(__file__).with_name("attention_times.json")
+KEY = ("device_kind", "head_size", "row_length", "dtype")
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("xla", "cudnn", "splash")
+
+
+def refusal(
+    implementation: Implementation, *, platform: str, dtype: str, head_size: int, row_length: int
+) -> str | None:
+    """Why an implementation cannot run so, or None.
+
+    platform: cpu, gpu or tpu. Sources: jax's check_is_flash_attention
+    (jax/_src/cudnn/fused_attention_stablehlo.py: head size, even rows with a mask in training),
+    NUM_LANES in its splash_attention_kernel.py, and cuDNN's need of bfloat16 or float16. Splash
+    takes float32 but multiplies it as bfloat16, so that is refused, too.
+    """
+    if implementation == "xla":
+        return None
+    needed = {"cudnn": "gpu", "splash": "tpu"}[implementation]
+    if platform != needed:
+        return f"it runs on {needed}, the devices are {platform}"
+    if dtype != "bfloat16":
+        return f"it computes in bfloat16, train.precision is {dtype}"
+    if implementation == "cudnn":
+        if head_size % 8 or head_size > 128:
+            return f"it takes heads of a multiple of 8 up to 128, the model's have {head_size}"
+        if row_length % 2:
+            return f"it takes rows of even length; data.row_length is {row_length}"
+    elif row_length % 128:
+        return (
+            f"it takes rows of a multiple of 128 tokens, these have {row_length} "
+            f"(data.row_length: {-(-row_length // 128) * 128} would do)"
+        )
+    return None
+
+
+def choose(
+    wanted: Literal["auto"] | Implementation,
+    *,
+    device: Any,
+    dtype: str,
+    head_size: int,
+    row_length: int,
+    table: Path = TABLE,
+) -> Implementation:
+    """The implementation to use on devices like `device`; `auto` takes the fastest by the table,
+    `xla` where the table has no such entry. Raises ConfigError where `wanted` cannot run."""
+    shape: Any = {"dtype": dtype, "head_size": head_size, "row_length": row_length}
+    if wanted != "auto":
+        reason = refusal(wanted, platform=device.platform, **shape)
+        if reason is not None:
+            raise ConfigError(
+                f"train.attention: {wanted} cannot be used: {reason}; set train.attention to xla "
+                "or auto"
+            )
+        return wanted
+    found = measured(table).get((device.device_kind, head_size, row_length, dtype), {})
+    chosen: Implementation = "xla"
+    for one in IMPLEMENTATIONS:
+        usable = one in found and refusal(one, platform=device.platform, **shape) is None
+        if usable and found[one] < found[chosen]:
+            chosen = one
+    return chosen
+
+
+def measured(table: Path = TABLE) -> dict[tuple[Any, ...], dict[str, float]]:
+    """Milliseconds by implementation, for each key in the order of `KEY`."""
+    return {
+        tuple(entry[name] for name in KEY): entry["milliseconds"]
+        for entry in json.loads(table.read_text())
+    }
