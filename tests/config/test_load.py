@@ -169,7 +169,7 @@ BAD_VALUE = {
     "nothing near": (
         "  directory: runs/x",
         "  directory: runs/x\n  zzz: 1",
-        "c.yaml:3: run.zzz: unknown field; run has directory, seed (got 1)",
+        "c.yaml:3: run.zzz: unknown field; run has directory, seed, compilation_cache (got 1)",
     ),
     "quoted number": (
         "64",
