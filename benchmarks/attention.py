@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ import numpy as np
 
 from arcticjax.models.attention import Implementation, attend
 from arcticjax.models.attention_choice import IMPLEMENTATIONS, KEY, TABLE, refusal
+from benchmarks import measuring
 
 # Tokens of a microbatch: as many as training takes where train.microbatch is left out.
 TOKENS = {"cpu": 2048}
@@ -52,18 +51,6 @@ def make(implementation: Implementation, *shape: int, dtype: str) -> Callable[[]
         return mixed, pull(wanted)
 
     return lambda: jax.block_until_ready(run(segments_RS, *arrays))
-
-
-def measure(programs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each program, interleaved, after two runs to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for repeat in range(repeats + 2):
-        for name, program in programs.items():
-            began = time.perf_counter()
-            program()
-            if repeat >= 2:
-                times[name].append(1000 * (time.perf_counter() - began))
-    return {name: round(statistics.median(some), 4) for name, some in times.items()}
 
 
 def merge(before: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -100,7 +87,8 @@ def main() -> None:
                     for one in IMPLEMENTATIONS
                     if refusal(one, platform=device.platform, **shape) is None
                 }
-                times = measure(programs, options.repeats)
+                samples = measuring.interleave(programs, options.repeats, warm=2)
+                times = {name: round(1000 * one.median("wall"), 4) for name, one in samples.items()}
                 found.append(
                     {
                         "device_kind": device.device_kind,
@@ -113,8 +101,7 @@ def main() -> None:
                 )
                 said = ", ".join(f"{name} {one:.3f} ms" for name, one in times.items())
                 print(f"{dtype}, heads of {head_size}, rows of {row_length}: {said}", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    measuring.write_json(options.json, found)
     if options.write:
         table = merge(json.loads(TABLE.read_text()), found)
         TABLE.write_text(json.dumps(table, indent=2) + "\n")

@@ -40,21 +40,30 @@ throughput() {
   run "$name" benchmarks.train_throughput --device "$device" --threads 0 "$@"
 }
 
-if [ -n "${QUICK:-}" ]; then
-  run encode benchmarks.encode --quick
-  throughput pretrain_xs --model xs --shapes 16/32 --batches 4 --turns 2 --warm 1 \
-    --precisions bfloat16
-  run loss benchmarks.loss --quick
-  run attention benchmarks.attention --quick
+finish() {
+  echo "== all training figures"
+  "$python" -m benchmarks.gpu_table "$out"
   exit "$failed"
+}
+
+if [ -n "${QUICK:-}" ]; then
+  run ceiling benchmarks.ceiling --size 64 --repeats 3
+  run encode benchmarks.encode --count 16 --caps 32 --repeats 1 --threads 0
+  throughput pretrain_xs --model xs --shapes 16/32 --batches 4 --turns 1 --warm 1 \
+    --precisions bfloat16
+  run loss benchmarks.loss --batches 128 --widths 32 --repeats 1 --threads 0
+  run attention benchmarks.attention --head-sizes 8 --row-lengths 32 --tokens 64 --repeats 1
+  finish
 fi
 
 # Parity first: a fast wrong answer is none.
-run encode benchmarks.encode --precisions float32 bfloat16
+run ceiling benchmarks.ceiling
+run encode benchmarks.encode --threads 0
+run encode_half benchmarks.encode --threads 0 --dtype bfloat16 --caps 256
 common=(--precisions bfloat16 --steps 4 --turns 5 --warm 4)
 throughput pretrain_m --model m --shapes 32/256 --batches 256 "${common[@]}"
 throughput pretrain_xs --model xs --shapes 32/256 --batches 1024 "${common[@]}"
-run loss benchmarks.loss
+run loss benchmarks.loss --threads 0
 run attention benchmarks.attention
 throughput pretrain_s --model s --shapes 32/256 --batches 1024 "${common[@]}"
 throughput pretrain_l --model l --shapes 32/256 --batches 128 "${common[@]}"
@@ -62,4 +71,4 @@ throughput finetune_m --model m --shapes 64/512 --batches 128 "${common[@]}"
 throughput dense_m --model m --shapes 32/256 --batches 256 --dense "${common[@]}"
 throughput cached_m --model m --shapes 32/256 --batches 2048 "${common[@]}" --steps 1 --turns 3 \
   --sides "sentence-transformers, cached" "arcticjax, two passes" arcticjax
-exit "$failed"
+finish

@@ -26,10 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet
 
-from benchmarks import measuring
+from benchmarks import measuring, texts
 
 TEMPERATURE, LEARNING_RATE = 0.05, 2e-5
 ARCTICJAX, TORCH = "arcticjax", "sentence-transformers"
@@ -149,12 +148,7 @@ def difference(losses: Sequence[float], reference: Sequence[float]) -> float:
 def write_pairs(source: Path | None, folder: Path, *, most: int, dense: bool) -> Path:
     """Pairs without repeated queries or documents, which one side would mask and the other not;
     in random order, as Parquet."""
-    if source is None:
-        pairs = docstrings(folder)
-    else:
-        table = pyarrow.parquet.read_table(source, columns=["query", "document"])
-        pairs = list(zip(table["query"].to_pylist(), table["document"].to_pylist(), strict=True))
-    np.random.default_rng(0).shuffle(pairs)
+    pairs, _ = texts.pairs(source)
     if dense:
         pairs = [joined(pairs[first : first + 24]) for first in range(0, len(pairs), 24)]
     seen: set[str] = set()
@@ -163,21 +157,9 @@ def write_pairs(source: Path | None, folder: Path, *, most: int, dense: bool) ->
         if query not in seen and document not in seen and len(chosen) < most:
             chosen.append((query, document))
             seen |= {query, document}
-    queries, documents = zip(*chosen, strict=True)
     file = folder / "pairs.parquet"
-    pyarrow.parquet.write_table(pa.table({"query": queries, "document": documents}), file)
+    texts.write(chosen, file)
     return file
-
-
-def docstrings(folder: Path) -> list[tuple[str, str]]:
-    """The pairs that the quickstart trains on."""
-    from arcticjax.config import load_config
-    from arcticjax.data import adapters, docstrings
-
-    config = load_config("configs/quickstart.yaml").data.docstrings
-    assert config is not None
-    made = docstrings.extract(config, folder / "docstrings", 1)
-    return [pair for source in made.sources for pair in adapters.read_pairs(source)]
 
 
 def joined(group: Sequence[tuple[str, str]]) -> tuple[str, str]:
@@ -240,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], help="of the config, for arcticjax")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     options = parser.parse_args(arguments)
+    print(measuring.describe(measuring.machine()))
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
