@@ -134,6 +134,22 @@ def measure(
     return rows
 
 
+def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """`ratio_fp32`, `ratio_bf16`: how many times as fast as sentence-transformers `arcticjax` is.
+
+    The least over all shapes and batches; nothing where both were not measured.
+    """
+    found: dict[str, list[float]] = {}
+    paces = {(row["shape"], row["batch"], row["precision"], row["side"]): row for row in rows}
+    for (shape, batch, precision, side), row in paces.items():
+        other = paces.get((shape, batch, precision, TORCH))
+        if side == ARCTICJAX and other is not None:
+            found.setdefault("fp32" if precision == "float32" else "bf16", []).append(
+                row["times as fast"] / other["times as fast"]
+            )
+    return {f"ratio_{precision}": min(several) for precision, several in found.items()}
+
+
 def seconds(worker: Worker, clock: str) -> list[float]:
     """Seconds of each turn."""
     return [turn[clock] for turn in worker.turns]
@@ -262,8 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(measuring.table(found, COLUMNS), flush=True)
     print()
     print(measuring.table(rows, COLUMNS))
-    if options.json:
-        measuring.write_json(options.json, rows)
+    measuring.write_json(options.json, rows, **ratios(rows))
 
 
 def config_of(

@@ -36,6 +36,8 @@ def main() -> None:
 def arcticjax_side(job: dict[str, Any]) -> Steps:
     """The program and the input pipeline of `arcticjax.train`, without its reports and saves."""
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    if job["device"] == "cpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"  # no look for other devices
     import jax
 
     from arcticjax.config import load_config
