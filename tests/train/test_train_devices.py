@@ -92,6 +92,7 @@ def test_eight_devices_give_the_run_of_one(short, tmp_path):
 def test_two_processes_of_two_devices_give_the_run_of_one(short, tmp_path):
     """Both on loopback, each a slice; only process 0 writes and talks."""
     changes = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.slices": 2, "mesh.check_every_steps": 3}
+    changes["report.plots"] = False
     file = tiny.run_config(tmp_path, **changes)
     processes = [start(file, devices=2, environment=one) for one in cluster(2)]
     outputs = [finish(process) for process in processes]

@@ -13,7 +13,7 @@ from tests.train.running import BARE, finish, losses, same, start, weights
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 # Steps take milliseconds: enough of them to be interrupted in the middle.
-LONG = {"train.total_steps": 240, "checkpoint.save_every_steps": 40, **BARE}
+LONG = {"train.total_steps": 120, "checkpoint.save_every_steps": 20, **BARE}
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +26,13 @@ def straight(tmp_path_factory):
 
 def begun_at(output: str) -> int:
     """The step that a run says it begins after."""
-    return int(re.search(r"steps +(\d+) of 240 done", output)[1])
+    return int(re.search(r"steps +(\d+) of 120 done", output)[1])
 
 
 def test_a_killed_run_resumes_bit_for_bit(straight, tmp_path):
     """SIGKILL as soon as some random step is reported; the same command then gives the straight
     run's bits."""
-    kill_at = random.randrange(20, 200)
+    kill_at = random.randrange(10, 100)
     print("killed at step", kill_at)
     file = tiny.run_config(tmp_path, **LONG)
     process = start(file)
@@ -46,8 +46,8 @@ def test_a_killed_run_resumes_bit_for_bit(straight, tmp_path):
     assert process.returncode == -signal.SIGKILL
     # Compiled anew, as on another machine.
     output = finish(start(file, environment={"JAX_ENABLE_COMPILATION_CACHE": "0"}))
-    if kill_at > 100:  # the save of step 40 has long been done
-        assert begun_at(output) >= 40
+    if kill_at > 60:  # the save of step 20 has long been done
+        assert begun_at(output) >= 20
     assert losses(tmp_path) == losses(straight)
     assert same(weights(tmp_path), weights(straight))
 
@@ -57,13 +57,13 @@ def test_a_terminated_run_saves_exits_42_and_resumes_bit_for_bit(straight, tmp_p
     process = start(file)
     metrics = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None:
-        if metrics.exists() and metrics.read_bytes().count(b"\n") >= 60:
+        if metrics.exists() and metrics.read_bytes().count(b"\n") >= 30:
             process.send_signal(signal.SIGTERM)
             break
         time.sleep(0.002)
     output = finish(process, 42)
-    saved = re.search(r"asked to stop: saved step (\d+) of 240", output.splitlines()[-1])
-    assert saved and 60 <= int(saved[1]) < 240
+    saved = re.search(r"asked to stop: saved step (\d+) of 120", output.splitlines()[-1])
+    assert saved and 30 <= int(saved[1]) < 120
     assert begun_at(finish(start(file))) == int(saved[1])
     assert losses(tmp_path) == losses(straight)
     assert same(weights(tmp_path), weights(straight))
