@@ -55,3 +55,15 @@ def test_an_interrupt_promises_only_what_the_run_said(capsys):
 
 def test_an_error_of_ours_is_its_code_and_message(capsys):
     assert code_of(errors.DataError("a.parquet: empty"), capsys) == (3, "error: a.parquet: empty\n")
+
+
+def test_the_codes_that_scripts_rely_on():
+    assert {one.__name__: one.exit_code for one in errors.ArcticError.__subclasses__()} == {
+        "ConfigError": 2,
+        "DataError": 3,
+        "CheckpointError": 4,
+        "NumericsError": 5,
+        "ResourceError": 8,
+        "Preempted": 42,
+        "PeerLost": 141,
+    }

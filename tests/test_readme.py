@@ -11,7 +11,9 @@ from arcticjax.config import RunConfig, load_config
 from arcticjax.config.fields import describe
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md", *(ROOT / "docs").glob("*.md")]
+)
 COMMANDS = (
     "pip install uv && uv run python -m arcticjax.train --config configs/quickstart.yaml",
     "pip install uv && uv run --group test pytest",
@@ -56,6 +58,26 @@ def test_every_exit_code_is_documented():
     table = (ROOT / "docs" / "exit_codes.md").read_text()
     for error in errors.ArcticError.__subclasses__():
         assert re.search(rf"^\| {error.exit_code} \|.*`{error.__name__}`", table, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_on_a_page_exists(page):
+    """Its module, its options and the configs that it names."""
+    for module, rest in re.findall(r"python -m ((?:\w+\.)+\w+)([^`\n]*)", page.read_text()):
+        place = ROOT / module.replace(".", "/")
+        files = [place.with_suffix(".py")] if place.with_suffix(".py").is_file() else []
+        source = "".join(file.read_text() for file in files or place.glob("*.py"))
+        assert "__main__" in source or (place / "__main__.py").is_file(), module
+        for option in re.findall(r"--[a-z][a-z-]*", rest):
+            assert option == "--help" or f'"{option}"' in source, f"{module} {option}"
+        for config in re.findall(r"configs/\w+\.yaml", rest.replace("_X.", "_m.")):
+            assert (ROOT / config).is_file(), config
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_test_on_a_page_exists(page):
+    for file, test in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text()):
+        assert f"def {test}(" in (ROOT / file).read_text(), f"{file}::{test}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -21,8 +21,11 @@ def changes(plan: Plan, load: Load) -> Iterator[list[str]]:
     recomputing layers as much again, shared parameters communication, and a smaller global batch
     changes what is learned.
 
-    load: the config with such settings, or a ConfigError.
+    load: the config with such settings, or a ConfigError. Nothing where the training step fits and
+    only scoring does not: its memory depends on none of them.
     """
+    if plan.train_fits:
+        return
     rows = [f"train.microbatch={2**power}" for power in reversed(range(_log2(plan.shapes.rows)))]
     yield from _accepted([[one] for one in rows], load)
     second: list[str] = []

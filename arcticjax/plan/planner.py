@@ -55,11 +55,16 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether every program fits into a device's memory, as far as its size is known."""
-        if any(one.get("refused") for one in self.programs):
-            return False
-        return self.capacity is None or max(self.memory_bytes, self.evaluation_memory) <= (
-            self.capacity
-        )
+        refused = any(one.get("refused") for one in self.programs)
+        return self.train_fits and not refused and self._has_room_for(self.evaluation_memory)
+
+    @property
+    def train_fits(self) -> bool:
+        """Whether the training step alone does."""
+        return self.train.refused is None and self._has_room_for(self.memory_bytes)
+
+    def _has_room_for(self, size: int) -> bool:
+        return self.capacity is None or size <= self.capacity
 
     @property
     def memory_bytes(self) -> int:

@@ -145,4 +145,8 @@ def _flops(value: float) -> str:
 
 def advice(settings: Sequence[Sequence[str]]) -> str:
     """What to try next, one line each."""
+    if not settings:
+        return (
+            "try      a larger slice (where only scoring does not fit: fewer documents in a task)"
+        )
     return "\n".join(f"try      {' '.join(f'--set {one}' for one in each)}" for each in settings)

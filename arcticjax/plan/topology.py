@@ -25,6 +25,9 @@ from arcticjax import errors
 from arcticjax.config.checks import nearest
 
 GIB = 2**30
+# Each fake device has threads of its own.
+MOST_FAKE_DEVICES = 1024
+_GPUS = ("gpu", "cuda", "a100", "h100", "h200", "b200")
 
 
 @dataclass(frozen=True)
@@ -108,11 +111,17 @@ def parse(name: str | None) -> Target:
         )
     kind, sides = match["kind"].lower(), tuple(map(int, match["sides"].split("x")))
     if kind == "cpu":
-        if len(sides) != 1 or not sides[0]:
+        if len(sides) != 1 or not 1 <= sides[0] <= MOST_FAKE_DEVICES:
             raise errors.ConfigError(
-                f"--topology: {name!r}: cpu takes one number of devices, such as cpu:8"
+                f"--topology: {name!r}: cpu takes one number of devices, at most "
+                f"{MOST_FAKE_DEVICES}, such as cpu:8"
             )
         return Target(name, devices=sides[0])
+    if kind in _GPUS:
+        raise errors.ConfigError(
+            f"--topology: {name!r}: programs for GPUs can only be compiled where there is one; "
+            "leave --topology out on such a machine (see docs/plan.md for estimates without one)"
+        )
     if kind not in CHIPS:
         close = nearest(kind, kinds)
         hint = f"; did you mean {close}:{match['sides']}?" if close else ""

@@ -1,8 +1,10 @@
 """`arcticjax.load`: one way in for runs, folders and names, and an import that costs nothing."""
 
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,6 +17,7 @@ from arcticjax.export.source import open_source
 from arcticjax.models.pretrained import load_pretrained
 from tests import tiny
 
+ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ["river stone", "", "lantern meadow copper thistle falcon", "velvet"]
 UNWANTED = ("torch", "transformers", "sentence_transformers", "mteb", "tensorflow")
 
@@ -55,6 +58,13 @@ def test_a_run_gives_its_newest_good_step(run, folder):
     np.testing.assert_allclose(arcticjax.load(str(run)).encode(TEXTS), expected, atol=1e-6)
     other = arcticjax.load(run, step=1).encode(TEXTS)
     assert np.abs(other - expected).max() > 1e-3
+
+
+def test_the_python_of_the_readme(run, capsys):
+    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert "runs/mine" in block
+    exec(block.replace("runs/mine", str(run)), {})
+    assert capsys.readouterr().out.startswith("[[")
 
 
 def test_a_damaged_step_is_passed_over(run, tmp_path, caplog):

@@ -4,7 +4,7 @@ import pytest
 
 from arcticjax.config import load_config
 from arcticjax.data.layout import Shapes
-from arcticjax.plan import fit
+from arcticjax.plan import fit, report
 from tests import tiny
 
 
@@ -17,6 +17,7 @@ class Stub:
     passes: str = "one"
     devices: int = 4
     fits: bool = False
+    train_fits: bool = False
     memory_bytes: int = 2**31
 
     @property
@@ -51,6 +52,11 @@ def test_what_is_set_already_is_not_proposed(load):
     assert found[:2] == [["train.global_batch=8"], ["train.global_batch=4"]]
     # A row count of no power of two goes to the next below.
     assert next(iter(fit.changes(Stub(load([]), rows=6), load))) == ["train.microbatch=4"]
+
+
+def test_nothing_is_proposed_where_only_scoring_does_not_fit(load):
+    assert list(fit.changes(Stub(load([]), train_fits=True), load)) == []
+    assert "fewer documents" in report.advice([])
 
 
 class Planner:

@@ -27,7 +27,9 @@ def test_no_name_is_this_machine():
     [
         ("v5e", "v5e:16x16"),
         ("v5:4x4", "did you mean v5"),
-        ("h200:8", "v5e, v5p, v6e, cpu"),
+        ("v9:8", "v5e, v5p, v6e, cpu"),
+        ("h200:8", "GPUs.*leave --topology out"),
+        ("gpu:8", "GPUs.*leave --topology out"),
         ("v5e:16", "2 sides.*v5e:16x4"),
         ("v5p:4x4", "3 sides.*v5p:4x4x4"),
         ("v5e:1x1", "even.*v5e:2x2"),
@@ -35,6 +37,7 @@ def test_no_name_is_this_machine():
         ("v5e:0x0", "v5e:2x2"),
         ("cpu:2x4", "one number"),
         ("cpu:0", "one number"),
+        ("cpu:100000", "at most 1024"),
         ("", "KIND:SIZE"),
     ],
 )

@@ -15,9 +15,12 @@ import optax
 
 from arcticjax.data.layout import Shapes
 from arcticjax.models.encoder import Encoder
+from arcticjax.models.spec import PRESETS
 from arcticjax.parallel import mesh as meshes
 from arcticjax.parallel.hlo import collectives
 from arcticjax.parallel.sharding import make_sharding
+from arcticjax.plan.compile import device_bytes
+from arcticjax.step import state as states
 from arcticjax.step import train as steps
 from arcticjax.step.objective import Objective
 from arcticjax.step.program import Program
@@ -52,19 +55,31 @@ def lowered(devices, **options):
 
 def facts(devices):
     """What grows with the devices: FLOPs of one device with all documents in one tile (cost
-    analysis counts a loop once), temporaries, shapes of all arrays, bytes moved by operation."""
+    analysis counts a loop once), temporaries, shapes of all arrays, collectives and the bytes they
+    move by operation, and bytes of the optimiser for every preset."""
     compiled = lowered(devices).compile()
     text = compiled.as_text()
-    moved = Counter()
+    moved, counted = Counter(), Counter()
     for one in collectives(text):
         moved[one.op] += one.bytes
+        counted["in a loop" if one.in_loop else one.op] += 1
     shapes = set(re.findall(r"\b(?:f32|s32|u32|pred)\[([\d,]+)\]", text))
     return {
         "flops": lowered(devices, tile=2**20).cost_analysis()["flops"],
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
         "shapes": [list(map(int, shape.split(","))) for shape in shapes],
         "moved": moved,
+        "counted": counted,
+        "optimizer_bytes": {name: optimizer_bytes(spec, devices) for name, spec in PRESETS.items()},
     }
+
+
+def optimizer_bytes(spec, devices):
+    """Of one of so many devices, for a model of these sizes."""
+    arrays = {"params": Encoder(spec).abstract(), "loss": {}}
+    sharding = make_sharding(arrays, meshes.make_mesh(devices))
+    state = states.abstract_state(arrays, optax.adamw(1e-4), sharding)
+    return device_bytes(state["optimizer"])
 
 
 if __name__ == "__main__":

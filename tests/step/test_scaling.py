@@ -11,6 +11,7 @@ from collections import Counter
 import jax
 import pytest
 
+from arcticjax.models.spec import PRESETS
 from tests.step import scaling
 from tests.step.scaling import PAIRS, TILE, WIDTH
 
@@ -71,6 +72,22 @@ def test_what_moves_grows_with_documents_alone(by_devices):
     assert most["all-reduce"] == eight["all-reduce"] <= 64
 
 
+def test_as_many_collectives_on_more_devices(by_devices):
+    """One document gather and its transpose, and the same handful for leaves and scalars; none is
+    in a loop."""
+    assert by_devices[1]["counted"] == {}
+    assert by_devices[8]["counted"] == by_devices[32]["counted"]
+    assert set(by_devices[8]["counted"]) == {"all-gather", "reduce-scatter", "all-reduce"}
+
+
+@pytest.mark.parametrize("devices", DEVICES)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_optimizer_is_shared_by_all_devices(by_devices, preset, devices):
+    """Two float32 numbers a parameter, over the devices; flattened leaves are padded a little."""
+    share = 8 * PRESETS[preset].parameter_count() / devices
+    assert by_devices[devices]["optimizer_bytes"][preset] == pytest.approx(share, rel=0.05)
+
+
 def test_memory_grows_with_pairs_as_their_embeddings():
     """Two passes, the same microbatch: 16 times as many pairs."""
     few, many = (
@@ -92,10 +109,11 @@ def test_recomputing_layers_takes_less_memory():
         .compile()
         .memory_analysis()
         .temp_size_in_bytes
-        for remat in ("none", "named", "full")
+        for remat in ("none", "dots", "named", "full")
     }
     assert sizes["full"] <= 0.35 * sizes["none"]
     assert sizes["full"] < sizes["named"] < sizes["none"]
+    assert sizes["dots"] < sizes["none"]
 
 
 def test_lowered_for_a_gpu():
