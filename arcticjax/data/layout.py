@@ -214,14 +214,18 @@ def place(query_lengths_b: np.ndarray, document_lengths: np.ndarray, shapes: Sha
 
 
 def choose_row_length(
-    samples: Iterable[np.ndarray], longest: int, hidden_size: int, intermediate_size: int
+    samples: Iterable[np.ndarray],
+    longest: int,
+    hidden_size: int,
+    intermediate_size: int,
+    attention_cost: float = 1.0,
 ) -> int:
     """The cheaper row length, the longest cap or twice it, for sampled batches (arrays of text
     lengths).
 
     Cost of a token forward, in multiply-adds a layer: 4 h^2 + 2 h f for the matrices and 2 S h for
-    attention, which spans the whole row (performance formula F; each row's unused tokens cost as
-    much as used ones).
+    attention, which spans the whole row; each row's unused tokens cost as much as used ones.
+    `attention_cost` is what a multiply-add of attention takes over one of the matrices.
     """
     samples = list(samples)
     base = round_up(longest, TOKENS_PER_SLOT)
@@ -231,7 +235,8 @@ def choose_row_length(
             pack(lengths, row_length, row_length // TOKENS_PER_SLOT)[3] for lengths in samples
         )
         matrices = 4 * hidden_size**2 + 2 * hidden_size * intermediate_size
-        return rows * row_length * (matrices + 2 * row_length * hidden_size)
+        attention = attention_cost * 2 * row_length * hidden_size
+        return rows * row_length * (matrices + attention)
 
     return min((base, 2 * base), key=cost)
 

@@ -149,14 +149,16 @@ def choose_shapes(
     intermediate_size: int,
     most_tokens: int,
     overhead_tokens: int = 16,
+    attention_cost: float = 1.0,
     samples: int = 24,
 ) -> layout.Shapes:
     """The shapes of a run: given ones are kept, others chosen from `samples` batches spread over
     the first epoch.
 
     `most_tokens` bounds the token slots of a microbatch, thereby its activations;
-    `overhead_tokens` is what a microbatch costs beside its slots. Raises ConfigError for a row
-    length that is too short or no multiple of 8.
+    `overhead_tokens` is what a microbatch costs beside its slots, `attention_cost` what a
+    multiply-add of attention takes over one of the matrices. Raises ConfigError for a row length
+    that is too short or no multiple of 8.
     """
     longest = max(query.longest, document.longest)
     if row_length is not None and (row_length < longest or row_length % layout.TOKENS_PER_SLOT):
@@ -176,7 +178,9 @@ def choose_shapes(
         _, first = np.unique(view.document_ids(records[share]), return_index=True)
         sampled.append(np.concatenate([queries[share], documents[share][first]]))
     if row_length is None:
-        row_length = layout.choose_row_length(sampled, longest, hidden_size, intermediate_size)
+        row_length = layout.choose_row_length(
+            sampled, longest, hidden_size, intermediate_size, attention_cost
+        )
     if rows is None:
         slots = row_length // layout.TOKENS_PER_SLOT
         counts = [layout.pack(lengths, row_length, slots)[3] for lengths in sampled]

@@ -181,8 +181,33 @@ def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], deviation: float) -> Array:
 def _project(x: Array, kernel: Array, bias: Array) -> Array:
     # The product leaves the matmul in the dtype of x, so that its transposes in the backward pass
     # are matmuls of that dtype too; only the elementwise part around it is float32.
-    product = jnp.matmul(x, kernel.astype(x.dtype), precision=matmul_precision(x.dtype))
-    return product.astype(jnp.float32) + bias
+    return _matmul(x, kernel.astype(x.dtype)).astype(jnp.float32) + bias
+
+
+@jax.custom_vjp
+def _matmul(x_RSI: Array, kernel_IO: Array) -> Array:
+    """The product, in the dtype of both.
+
+    Autodiff takes the kernel's gradient as [O, I] and transposes it, for which XLA on a CPU copies
+    the incoming gradient into columns first: the backward pass of a matmul took 1.5 times as long.
+    """
+    return jnp.matmul(x_RSI, kernel_IO, precision=matmul_precision(x_RSI.dtype))
+
+
+def _matmul_forward(x_RSI: Array, kernel_IO: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _matmul(x_RSI, kernel_IO), (x_RSI, kernel_IO)
+
+
+def _matmul_backward(kept: tuple[Array, Array], gradient_RSO: Array) -> tuple[Array, Array]:
+    x_RSI, kernel_IO = kept
+    precision = matmul_precision(x_RSI.dtype)
+    return (
+        jnp.einsum("RSO,IO->RSI", gradient_RSO, kernel_IO, precision=precision),
+        jnp.einsum("RSI,RSO->IO", x_RSI, gradient_RSO, precision=precision),
+    )
+
+
+_matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def _look_up(table: Array, ids: Array) -> Array:

@@ -138,6 +138,7 @@ def test_row_length_is_chosen_by_cost():
     short = [np.full(64, 16)]
     assert layout.choose_row_length(long, 256, 384, 1536) == 512
     assert layout.choose_row_length(short, 256, 384, 1536) == 256
+    assert layout.choose_row_length(long, 256, 384, 1536, attention_cost=20) == 256
 
 
 def test_rows_are_chosen_between_waste_and_overhead():
