@@ -26,7 +26,7 @@ RECIPES = {
     "l_v2": "l-v2",
     "modernbert": "modernbert-base",
 }
-# Batches of the largest recipes, and what only the models of Arctic-Embed 1.0 are planned for.
+# Batches of the largest recipes, and those planned for more slices than one.
 LARGE_BATCHES = ("xs", "s", "m_v2", "l_v2")
 OLDER = ("xs", "s", "m", "m_v15", "l")
 # What makes a recipe small enough to compile in seconds.
