@@ -45,7 +45,7 @@ def _one_start(config: Any) -> Iterator[Problem]:
         yield (
             ("model",),
             "neither init nor preset is given; set model.init to a folder or hub name, or "
-            "model.preset to xs, s, m or l",
+            "model.preset to a size such as xs, m or m-v2",
         )
     if init is not None and preset is not None:
         yield (

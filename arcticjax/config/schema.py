@@ -43,13 +43,27 @@ class RunSection(_Section):
     )
 
 
+Preset = Literal[
+    "xs",
+    "s",
+    "m",
+    "m-v1.5",
+    "m-long",
+    "l",
+    "m-v2",
+    "l-v2",
+    "modernbert-base",
+    "modernbert-large",
+]
+
+
 class ModelConfig(_Section):
     init: Text | None = Field(
         default=None,
         description="Pretrained encoder to start from: a folder or a hub name. Give this or "
         "preset.",
     )
-    preset: Literal["xs", "s", "m", "l"] | None = Field(
+    preset: Preset | None = Field(
         default=None,
         description="Architecture to start from with random weights; needs tokenizer. Give this "
         "or init.",

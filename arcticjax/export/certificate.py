@@ -113,7 +113,8 @@ def certify(
     contract = TextContract.from_dict(
         read_json(folder / OWN_FILE, required=True).get("contract", {})
     )
-    probes = probes_for(contract, TextTokenizer.from_file(folder))
+    spec = ModelSpec.from_hf(read_json(folder / "config.json", required=True))
+    probes = probes_for(contract, TextTokenizer.from_file(folder), _scaled_beyond(spec))
     return _certify(
         folder, probe_vectors(embed, probes), probes, contract, tolerance, reader, folder
     )
@@ -136,7 +137,7 @@ def write_certified(
     alone writes, the others get None. Raises as `write_folder` and `certify`.
     """
     output = Path(output).absolute()
-    probes = probes_for(contract, TextTokenizer.from_file(tokenizer_folder))
+    probes = probes_for(contract, TextTokenizer.from_file(tokenizer_folder), _scaled_beyond(spec))
     vectors = probe_vectors(embed, probes)
     if jax.process_index() != 0:
         return None
@@ -154,11 +155,15 @@ def write_certified(
     return certificate
 
 
-def probes_for(contract: TextContract, tokenizer: TextTokenizer) -> tuple[Probe, ...]:
+def probes_for(
+    contract: TextContract, tokenizer: TextTokenizer, scaled_beyond: int | None = None
+) -> tuple[Probe, ...]:
     """The probes on which an exact folder agrees.
 
     A folder has one maximum length: where queries are cut shorter in training, those longer than
-    that are cut later in the folder, and have another vector.
+    that are cut later in the folder, and have another vector. So have all texts of a batch of
+    PyTorch's whose longest has more than `scaled_beyond` tokens, where that is given: it scales
+    rotary positions by the batch, and we by the text.
     """
     longest = max(contract.query_length, contract.document_length)
     sides = {
@@ -169,9 +174,15 @@ def probes_for(contract: TextContract, tokenizer: TextTokenizer) -> tuple[Probe,
     for probe in PROBES:
         prompt, length = sides[probe.side]
         tokens = 2 + len(tokenizer.encode([prompt + probe.text])[0])
+        if scaled_beyond is not None and min(tokens, length) > scaled_beyond:
+            continue
         if length == longest or tokens <= length:
             chosen.append(probe)
     return tuple(chosen)
+
+
+def _scaled_beyond(spec: ModelSpec) -> int | None:
+    return None if spec.rotary is None else spec.rotary.trained_positions
 
 
 def probe_vectors(embed: Embed, probes: Sequence[Probe]) -> np.ndarray:
@@ -204,6 +215,12 @@ def _certify(
             f"In training a {side} was cut to {cut} tokens. This folder cuts only at "
             f"{max(contract.query_length, contract.document_length)}, so a longer {side} gives "
             f"another vector here; no such text was compared."
+        )
+    beyond = _scaled_beyond(ModelSpec.from_hf(read_json(folder / "config.json", required=True)))
+    if beyond is not None and max(contract.query_length, contract.document_length) > beyond:
+        notes.append(
+            f"PyTorch scales rotary positions by the longest text of a batch, the encoder as "
+            f"trained by each text: no text of more than {beyond} tokens was compared."
         )
     used, found, failure = "none", None, ""
     try:

@@ -1,9 +1,10 @@
 """Attention within the texts of packed rows: one function, several implementations.
 
 `xla` runs everywhere and in every dtype. `cudnn` is NVIDIA's fused kernel through `jax.nn`, which
-takes segments only as a mask [R, 1, S, S]; its packed layout is not in jax's public interface.
-`splash` is the Pallas kernel for TPUs (see `arcticjax.models.splash`). Which of them a device can
-run, and which one `auto` takes, is the matter of `arcticjax.models.attention_choice`.
+takes segments and windows only as a mask [R, 1, S, S]; its packed layout is not in jax's public
+interface. `splash` is the Pallas kernel for TPUs (see `arcticjax.models.splash`), without windows.
+Which of them a device can run, and which one `auto` takes, is the matter of
+`arcticjax.models.attention_choice`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ Implementation = Literal["xla", "cudnn", "splash"]
 # Finite, so that no row of scores can become NaN; exp of it is 0 beside any real score.
 MASKED = -1e30
 
+SPLASH_NO_WINDOW = "it knows no windows, and some layers of this model attend within one"
+
 
 def matmul_precision(dtype: jnp.dtype) -> jax.lax.Precision:
     """The precision that makes a matmul of this dtype what its name says: accelerators otherwise
@@ -38,36 +41,48 @@ def attend(
     value_RSHK: Float[Array, "R S H K"],
     segments_RS: Int[Array, "R S"],
     implementation: Implementation = "xla",
+    reach: Int[Array, ""] | None = None,
 ) -> Float[Array, "R S H K"]:
-    """Softmax attention in which a token sees the tokens of its own segment only, scores scaled by
-    1 / sqrt(K).
+    """Softmax attention in which a token sees the tokens of its own segment only, and of those the
+    ones up to `reach` places away where that is given; scores scaled by 1 / sqrt(K).
 
     Padding (segment 0) is a segment of its own: its output is finite and reaches no text. Scores
     and softmax are float32 for every input dtype; the output has the dtype of the values. Raises
-    ConfigError where jax finds no cuDNN, or none that takes these shapes.
+    ConfigError where jax finds no cuDNN, or none that takes these shapes, and for splash with a
+    `reach`.
     """
     if implementation == "cudnn":
-        return _cudnn(query_RSHK, key_RSHK, value_RSHK, segments_RS)
+        return _cudnn(query_RSHK, key_RSHK, value_RSHK, visible(segments_RS, reach))
     scaled_RSHK = query_RSHK * jnp.asarray(query_RSHK.shape[-1] ** -0.5, value_RSHK.dtype)
     if implementation == "splash":
+        if reach is not None:
+            raise errors.ConfigError(f"train.attention: splash cannot be used: {SPLASH_NO_WINDOW}")
         from arcticjax.models import splash  # Pallas takes seconds to import
 
         return splash.attend(scaled_RSHK, key_RSHK, value_RSHK, segments_RS)
-    return _xla(scaled_RSHK, key_RSHK, value_RSHK, segments_RS)
+    return _xla(scaled_RSHK, key_RSHK, value_RSHK, visible(segments_RS, reach))
 
 
-def same_segment(segments_RS: Int[Array, "R S"]) -> Bool[Array, "R 1 S S"]:
-    """True where two places of a row belong to the same segment; at least at the place itself."""
-    return (segments_RS[:, :, None] == segments_RS[:, None, :])[:, None]
+def visible(
+    segments_RS: Int[Array, "R S"], reach: Int[Array, ""] | None = None
+) -> Bool[Array, "R 1 S S"]:
+    """True where a place of a row sees another: in its own segment, up to `reach` places away; at
+    least itself."""
+    same_R1ST = (segments_RS[:, :, None] == segments_RS[:, None, :])[:, None]
+    if reach is None:
+        return same_R1ST
+    places_S = jnp.arange(segments_RS.shape[1], dtype=jnp.int32)
+    near_ST = jnp.abs(places_S[:, None] - places_S[None, :]) <= reach
+    return same_R1ST & near_ST[None, None]
 
 
-def _cudnn(query_RSHK: Array, key_RSHK: Array, value_RSHK: Array, segments_RS: Array) -> Array:
+def _cudnn(query_RSHK: Array, key_RSHK: Array, value_RSHK: Array, visible_R1ST: Array) -> Array:
     try:
         return jax.nn.dot_product_attention(
             query_RSHK,
             key_RSHK,
             value_RSHK,
-            mask=same_segment(segments_RS),
+            mask=visible_R1ST,
             implementation="cudnn",
         )
     except (NotImplementedError, RuntimeError) as problem:
@@ -76,7 +91,7 @@ def _cudnn(query_RSHK: Array, key_RSHK: Array, value_RSHK: Array, segments_RS: A
         ) from problem
 
 
-def _xla(scaled_RSHK: Array, key_RSHK: Array, value_RSHK: Array, segments_RS: Array) -> Array:
+def _xla(scaled_RSHK: Array, key_RSHK: Array, value_RSHK: Array, visible_R1ST: Array) -> Array:
     dtype = value_RSHK.dtype
     # A head's tokens side by side: a CPU multiplies strided matrices at half the speed. Elsewhere
     # the compiler chooses layouts itself.
@@ -84,7 +99,7 @@ def _xla(scaled_RSHK: Array, key_RSHK: Array, value_RSHK: Array, segments_RS: Ar
         jnp.swapaxes(one, 1, 2) for one in (scaled_RSHK, key_RSHK, value_RSHK)
     )
     scores_RHST = _products(scaled_RHSK, key_RHTK)
-    scores_RHST = jnp.where(same_segment(segments_RS), scores_RHST, MASKED)
+    scores_RHST = jnp.where(visible_R1ST, scores_RHST, MASKED)
     highest_RHS1 = jax.lax.stop_gradient(scores_RHST.max(axis=-1, keepdims=True))
     weights_RHST = jnp.exp(scores_RHST - highest_RHS1)
     # Dividing after the product keeps one array of RHST less for the backward pass.

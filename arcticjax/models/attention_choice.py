@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from arcticjax.errors import ConfigError
-from arcticjax.models.attention import Implementation
+from arcticjax.models.attention import SPLASH_NO_WINDOW, Implementation
 
 TABLE = Path(__file__).with_name("attention_times.json")
 KEY = ("device_kind", "head_size", "row_length", "dtype")
@@ -20,17 +20,26 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = ("xla", "cudnn", "splash")
 
 
 def refusal(
-    implementation: Implementation, *, platform: str, dtype: str, head_size: int, row_length: int
+    implementation: Implementation,
+    *,
+    platform: str,
+    dtype: str,
+    head_size: int,
+    row_length: int,
+    windowed: bool = False,
 ) -> str | None:
     """Why an implementation cannot run so, or None.
 
-    platform: cpu, gpu or tpu. Sources: jax's check_is_flash_attention
+    platform: cpu, gpu or tpu. windowed: some layers attend within windows. Sources: jax's
+    check_is_flash_attention
     (jax/_src/cudnn/fused_attention_stablehlo.py: head size, even rows with a mask in training),
     NUM_LANES in its splash_attention_kernel.py, and cuDNN's need of bfloat16 or float16. Splash
     takes float32 but multiplies it as bfloat16, so that is refused, too.
     """
     if implementation == "xla":
         return None
+    if implementation == "splash" and windowed:
+        return SPLASH_NO_WINDOW
     needed = {"cudnn": "gpu", "splash": "tpu"}[implementation]
     if platform != needed:
         return f"it runs on {needed}, the devices are {platform}"
@@ -56,13 +65,14 @@ def choose(
     dtype: str,
     head_size: int,
     row_length: int,
+    windowed: bool = False,
     table: Path = TABLE,
 ) -> Implementation:
     """The implementation to use on devices like `device`; `auto` takes the fastest by the table,
     `xla` where the table has no such entry. Raises ConfigError where `wanted` cannot run."""
     shape: Any = {"dtype": dtype, "head_size": head_size, "row_length": row_length}
     if wanted != "auto":
-        reason = refusal(wanted, platform=device.platform, **shape)
+        reason = refusal(wanted, platform=device.platform, windowed=windowed, **shape)
         if reason is not None:
             raise ConfigError(
                 f"train.attention: {wanted} cannot be used: {reason}; set train.attention to xla "
@@ -72,8 +82,8 @@ def choose(
     found = measured(table).get((device.device_kind, head_size, row_length, dtype), {})
     chosen: Implementation = "xla"
     for one in IMPLEMENTATIONS:
-        usable = one in found and refusal(one, platform=device.platform, **shape) is None
-        if usable and found[one] < found[chosen]:
+        reason = refusal(one, platform=device.platform, windowed=windowed, **shape)
+        if one in found and reason is None and found[one] < found[chosen]:
             chosen = one
     return chosen
 

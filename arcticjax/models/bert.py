@@ -1,54 +1,34 @@
-"""BERT as Flax NNX modules: post-norm encoder layers, stacked and scanned."""
+"""BERT and XLM-RoBERTa: post-norm encoder layers over token, position and type tables.
+
+The two differ in their tables only: XLM-RoBERTa's first position is the row after that of its
+padding token.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
-from arcticjax.models.activations import GELU_SLOPE, gelu
-from arcticjax.models.attention import Implementation, attend, matmul_precision
+from arcticjax.models.attention import Implementation
+from arcticjax.models.hf_config import ConfigReader
+from arcticjax.models.layers import (
+    Attention,
+    GatherLayer,
+    LayerNorm,
+    Mlp,
+    Remat,
+    look_up,
+    normal,
+    scan_layers,
+)
 from arcticjax.models.spec import ModelSpec
+from arcticjax.models.tensor_table import Entry, dense, norm, same
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
-
-
-# What the backward pass of a layer finds in memory: all of it, the results of matmuls, the arrays
-# named below (results of matmuls but what the GELU gives, and what is dear to compute again), or
-# its input alone.
-Remat = Literal["none", "dots", "named", "full"]
-_NAMED = ("attention inputs", "attention mixed", "attention output", "mlp inner", GELU_SLOPE)
-
-
-class Linear(nnx.Module):
-    """A dense layer: matmul in the dtype of its input, bias added in float32, result float32."""
-
-    def __init__(self, inputs: int, outputs: int, deviation: float, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(_normal(rngs, (inputs, outputs), deviation))
-        self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
-
-    def __call__(self, x: Array) -> Array:
-        return _project(x, self.kernel[...], self.bias[...])
-
-
-class LayerNorm(nnx.Module):
-    """Normalisation over the last axis, statistics and result in float32."""
-
-    def __init__(self, width: int, epsilon: float):
-        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
-        self.epsilon = epsilon
-
-    def __call__(self, x: Array) -> Array:
-        # two-pass variance: the one-pass form loses digits when the mean is large
-        centred = x - x.mean(-1, keepdims=True)
-        variance = (centred * centred).mean(-1, keepdims=True)
-        return centred * jax.lax.rsqrt(variance + self.epsilon) * self.scale[...] + self.bias[...]
 
 
 class Embeddings(nnx.Module):
@@ -56,70 +36,33 @@ class Embeddings(nnx.Module):
 
     def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
         deviation, width = spec.initializer_range, spec.hidden_size
-        self.token = nnx.Param(_normal(rngs, (spec.vocab_size, width), deviation))
-        self.position = nnx.Param(_normal(rngs, (spec.max_positions, width), deviation))
-        self.type = nnx.Param(_normal(rngs, (spec.type_vocab_size, width), deviation))
+        positions = spec.position_offset + spec.max_positions
+        self.token = nnx.Param(normal(rngs, (spec.vocab_size, width), deviation))
+        self.position = nnx.Param(normal(rngs, (positions, width), deviation))
+        self.type = nnx.Param(normal(rngs, (spec.type_vocab_size, width), deviation))
         self.norm = LayerNorm(width, spec.layer_norm_epsilon)
+        self.position_offset = spec.position_offset
 
     def __call__(self, tokens_RS: Array, positions_RS: Array) -> Array:
+        if self.position_offset:
+            positions_RS = positions_RS + self.position_offset
         # float32 whatever the compute dtype: the gradient of a gather adds up many small terms
-        x_RSD = _look_up(self.token[...], tokens_RS) + _look_up(self.position[...], positions_RS)
+        x_RSD = look_up(self.token[...], tokens_RS) + look_up(self.position[...], positions_RS)
         return self.norm(x_RSD + self.type[...][0])
 
 
-class Attention(nnx.Module):
-    """Self-attention with its output projection, residual and norm."""
-
-    def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
-        deviation, width = spec.initializer_range, spec.hidden_size
-        self.query = Linear(width, width, deviation, rngs)
-        self.key = Linear(width, width, deviation, rngs)
-        self.value = Linear(width, width, deviation, rngs)
-        self.output = Linear(width, width, deviation, rngs)
-        self.norm = LayerNorm(width, spec.layer_norm_epsilon)
-        self.num_heads = spec.num_heads
-
-    def __call__(self, x_RSD: Array, segments_RS: Array, implementation: Implementation) -> Array:
-        parts = (self.query, self.key, self.value)
-        # one matmul three times as wide: fewer, larger kernels and one read of the input
-        fused_RSE = _project(
-            x_RSD,
-            jnp.concatenate([part.kernel[...] for part in parts], axis=1),
-            jnp.concatenate([part.bias[...] for part in parts]),
-        ).astype(x_RSD.dtype)
-        fused_RSE = checkpoint_name(fused_RSE, "attention inputs")
-        heads = (*x_RSD.shape[:2], self.num_heads, -1)
-        query, key, value = (part.reshape(heads) for part in jnp.split(fused_RSE, 3, axis=-1))
-        mixed_RSHK = attend(query, key, value, segments_RS, implementation)
-        mixed_RSD = checkpoint_name(mixed_RSHK.reshape(x_RSD.shape), "attention mixed")
-        output_RSD = checkpoint_name(self.output(mixed_RSD), "attention output")
-        return self.norm(x_RSD.astype(jnp.float32) + output_RSD).astype(x_RSD.dtype)
-
-
-class Mlp(nnx.Module):
-    """The two-layer perceptron with GELU, residual and norm."""
-
-    def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
-        deviation = spec.initializer_range
-        self.up = Linear(spec.hidden_size, spec.intermediate_size, deviation, rngs)
-        self.down = Linear(spec.intermediate_size, spec.hidden_size, deviation, rngs)
-        self.norm = LayerNorm(spec.hidden_size, spec.layer_norm_epsilon)
-
-    def __call__(self, x_RSD: Array) -> Array:
-        # rounded before the GELU: its slope, kept for the backward pass, is the widest array here
-        inner_RSE = checkpoint_name(gelu(self.up(x_RSD).astype(x_RSD.dtype)), "mlp inner")
-        return self.norm(x_RSD.astype(jnp.float32) + self.down(inner_RSE)).astype(x_RSD.dtype)
-
-
 class Layer(nnx.Module):
-    """One encoder layer."""
+    """Self-attention, then the perceptron; each is added to its input and the sum normalised."""
 
     def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
         self.attention = Attention(spec, rngs)
         self.mlp = Mlp(spec, rngs)
 
     def __call__(self, x_RSD: Array, segments_RS: Array, implementation: Implementation) -> Array:
-        return self.mlp(self.attention(x_RSD, segments_RS, implementation))
+        dtype = x_RSD.dtype
+        attended_RSD = self.attention(x_RSD, segments_RS, implementation)
+        x_RSD = self.attention.norm(x_RSD.astype(jnp.float32) + attended_RSD).astype(dtype)
+        return self.mlp.norm(x_RSD.astype(jnp.float32) + self.mlp(x_RSD)).astype(dtype)
 
 
 class Bert(nnx.Module):
@@ -140,76 +83,87 @@ class Bert(nnx.Module):
         dtype: jax.typing.DTypeLike = jnp.float32,
         remat: Remat = "none",
         attention: Implementation = "xla",
-        gather_layer: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        gather_layer: GatherLayer | None = None,
     ) -> Float[Array, "R S D"]:
-        """Last hidden states in `dtype`. `remat`: what the backward pass computes again.
-        `attention`: its implementation.
+        """Last hidden states in `dtype`; options as of `Encoder.hidden`."""
 
-        `gather_layer` makes one layer's parameters whole where devices share them; that is done
-        again in the backward pass, so that no more than one layer is whole at a time (and remat
-        none is dots then).
-        """
-        definition, stacked = nnx.split(self.layers)
+        def run(layer: Layer, x_RSD: Array) -> Array:
+            return layer(x_RSD, segments_RS, attention)
 
-        def layer(x_RSD: Array, params: dict[str, Any]) -> tuple[Array, None]:
-            if gather_layer is not None:
-                params = gather_layer(params)
-            return nnx.merge(definition, params)(x_RSD, segments_RS, attention), None
-
-        stacked = nnx.to_pure_dict(stacked)
-        body = _rematerialised(layer, remat, gather_layer is not None)
         x_RSD = self.embeddings(tokens_RS, positions_RS).astype(dtype)
-        return jax.lax.scan(body, x_RSD, stacked)[0]
+        return scan_layers(self.layers, x_RSD, run, remat=remat, gather_layer=gather_layer)
 
 
-def _rematerialised(layer: Callable, remat: Remat, gathers: bool) -> Callable:
-    policies = jax.checkpoint_policies
-    if remat == "none" and not gathers:
-        return layer
-    if remat in ("none", "dots"):  # what is made of gathered parameters must not be kept
-        policy = policies.dots_saveable
-    else:
-        policy = policies.save_only_these_names(*(_NAMED if remat == "named" else ()))
-    # A scan keeps forward and backward apart by itself.
-    return jax.checkpoint(layer, prevent_cse=False, policy=policy)
+_LAYER = "encoder.layer.{layer}"
+TABLE: tuple[Entry, ...] = (
+    Entry("embeddings.word_embeddings.weight", ("embeddings/token",), same),
+    Entry("embeddings.position_embeddings.weight", ("embeddings/position",), same),
+    Entry("embeddings.token_type_embeddings.weight", ("embeddings/type",), same),
+    *norm("embeddings.LayerNorm", "embeddings/norm"),
+    *dense(f"{_LAYER}.attention.self.query", "layers/attention/query"),
+    *dense(f"{_LAYER}.attention.self.key", "layers/attention/key"),
+    *dense(f"{_LAYER}.attention.self.value", "layers/attention/value"),
+    *dense(f"{_LAYER}.attention.output.dense", "layers/attention/output"),
+    *norm(f"{_LAYER}.attention.output.LayerNorm", "layers/attention/norm"),
+    *dense(f"{_LAYER}.intermediate.dense", "layers/mlp/up"),
+    *dense(f"{_LAYER}.output.dense", "layers/mlp/down"),
+    *norm(f"{_LAYER}.output.LayerNorm", "layers/mlp/norm"),
+)
 
 
-def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], deviation: float) -> Array:
-    return deviation * jax.random.normal(rngs.params(), shape, jnp.float32)
+def read_bert(config: ConfigReader) -> dict[str, Any]:
+    """A spec's fields from BERT's config.json."""
+    _settle(config)
+    return {**config.sizes(), "pad_token_id": config.size("pad_token_id", least=0, absent=0)}
 
 
-def _project(x: Array, kernel: Array, bias: Array) -> Array:
-    # The product leaves the matmul in the dtype of x, so that its transposes in the backward pass
-    # are matmuls of that dtype too; only the elementwise part around it is float32.
-    return _matmul(x, kernel.astype(x.dtype)).astype(jnp.float32) + bias
+def write_bert(spec: ModelSpec) -> dict[str, Any]:
+    """BERT's config.json."""
+    return {**_written(spec), "architectures": ["BertModel"], "model_type": "bert"}
 
 
-@jax.custom_vjp
-def _matmul(x_RSI: Array, kernel_IO: Array) -> Array:
-    """The product, in the dtype of both.
-
-    Autodiff takes the kernel's gradient as [O, I] and transposes it, for which XLA on a CPU copies
-    the incoming gradient into columns first: the backward pass of a matmul took 1.5 times as long.
-    """
-    return jnp.matmul(x_RSI, kernel_IO, precision=matmul_precision(x_RSI.dtype))
-
-
-def _matmul_forward(x_RSI: Array, kernel_IO: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _matmul(x_RSI, kernel_IO), (x_RSI, kernel_IO)
+def read_xlm_roberta(config: ConfigReader) -> dict[str, Any]:
+    """A spec's fields from XLM-RoBERTa's config.json, whose position table begins with rows that no
+    token of a text has."""
+    _settle(config)
+    fields = config.sizes()
+    padding = config.size("pad_token_id", least=0, absent=1)
+    fields["max_positions"] -= padding + 1
+    return {**fields, "pad_token_id": padding}
 
 
-def _matmul_backward(kept: tuple[Array, Array], gradient_RSO: Array) -> tuple[Array, Array]:
-    x_RSI, kernel_IO = kept
-    precision = matmul_precision(x_RSI.dtype)
-    return (
-        jnp.einsum("RSO,IO->RSI", gradient_RSO, kernel_IO, precision=precision),
-        jnp.einsum("RSI,RSO->IO", x_RSI, gradient_RSO, precision=precision),
-    )
+def write_xlm_roberta(spec: ModelSpec) -> dict[str, Any]:
+    """XLM-RoBERTa's config.json."""
+    return {
+        **_written(spec),
+        "architectures": ["XLMRobertaModel"],
+        "model_type": "xlm-roberta",
+        "max_position_embeddings": spec.position_offset + spec.max_positions,
+    }
 
 
-_matmul.defvjp(_matmul_forward, _matmul_backward)
+def _settle(config: ConfigReader) -> None:
+    config.fixed("hidden_act", "gelu")
+    config.fixed("position_embedding_type", "absolute", None)
+    for key in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
+        config.fixed(key, False)
 
 
-def _look_up(table: Array, ids: Array) -> Array:
-    # An id past the table gives NaN, which the step reports; the default would clamp it silently.
-    return table.at[ids].get(mode="fill", fill_value=jnp.nan)
+def _written(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "attention_probs_dropout_prob": 0.1,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "hidden_size": spec.hidden_size,
+        "initializer_range": spec.initializer_range,
+        "intermediate_size": spec.intermediate_size,
+        "layer_norm_eps": spec.layer_norm_epsilon,
+        "max_position_embeddings": spec.max_positions,
+        "num_attention_heads": spec.num_heads,
+        "num_hidden_layers": spec.num_layers,
+        "pad_token_id": spec.pad_token_id,
+        "position_embedding_type": "absolute",
+        "type_vocab_size": spec.type_vocab_size,
+        "use_cache": True,
+        "vocab_size": spec.vocab_size,
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,16 +11,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arcticjax.models.attention import Implementation
-from arcticjax.models.bert import Bert, Remat
+from arcticjax.models.families import FAMILIES
+from arcticjax.models.layers import GatherLayer, Remat
 from arcticjax.models.packing import segments_and_positions
 from arcticjax.models.pooling import normalize, pool
 from arcticjax.models.spec import ModelSpec, Pooling
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
-
-
-GatherLayer = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Encoder:
 
     def init(self, key: Array) -> dict[str, Any]:
         """Random parameters from a key: normal weights, zero biases, unit scales."""
-        return nnx.to_pure_dict(nnx.state(Bert(self.spec, nnx.Rngs(key)), nnx.Param))
+        return nnx.to_pure_dict(nnx.state(self._module(nnx.Rngs(key)), nnx.Param))
 
     def abstract(self) -> dict[str, Any]:
         """Shapes and dtypes of the parameters; starts no backend."""
@@ -54,11 +51,12 @@ class Encoder:
         """Last hidden states of packed rows, in `dtype`, the dtype of matmuls and activations.
 
         `segments_RS` is 0 at padding and equal within a text; `positions_RS` restarts at 0 in every
-        text. A token or position past its table gives NaN. `remat` trades computing
-        again for the memory of the activations inside layers; `attention` is how attention is
-        computed; `gather_layer` makes one layer's parameters whole where devices share them.
+        text. A token past its table, or a position past the table of those, gives NaN. `remat`
+        trades computing again for the memory of the activations inside layers; `attention` is how
+        attention is computed; `gather_layer` makes one layer's parameters whole where devices share
+        them.
         """
-        model = nnx.merge(self._definition, params)
+        model: Any = nnx.merge(self._definition, params)
         return model(
             tokens_RS,
             segments_RS,
@@ -100,4 +98,7 @@ class Encoder:
 
     @cached_property
     def _definition(self) -> nnx.GraphDef:
-        return nnx.split(nnx.eval_shape(lambda: Bert(self.spec, nnx.Rngs(0))), nnx.Param)[0]
+        return nnx.split(nnx.eval_shape(lambda: self._module(nnx.Rngs(0))), nnx.Param)[0]
+
+    def _module(self, rngs: nnx.Rngs) -> nnx.Module:
+        return FAMILIES[self.spec.family].module(self.spec, rngs)

@@ -1,89 +1,47 @@
-"""One table between Hugging Face's tensor names and ours, read both ways."""
+"""Tables between Hugging Face's tensor names and ours, read both ways."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from arcticjax.errors import CheckpointError
+from arcticjax.errors import CheckpointError, ConfigError
+from arcticjax.models.families import FAMILIES, ORIGINAL_PREFIXES, Family
 from arcticjax.models.spec import ModelSpec, parameter_shapes
+from arcticjax.models.tensor_table import Entry
 
 LISTED = 12  # names of each kind in an error; a foreign checkpoint would list hundreds
 
 
-class Entry(NamedTuple):
-    """One kind of tensor: `{layer}` in the name is the index on the leading axis of our array.
-
-    `transform` turns either side's tensor into the other's, so it must be its own inverse.
-    """
-
-    hf_name: str
-    path: str
-    transform: Callable[[np.ndarray], np.ndarray]
-
-
-def _same(tensor: np.ndarray) -> np.ndarray:
-    return tensor
-
-
-def _dense(hf_name: str, path: str) -> Iterator[Entry]:
-    # torch.nn.Linear stores [out, in]
-    yield Entry(f"{hf_name}.weight", f"{path}/kernel", np.transpose)
-    yield Entry(f"{hf_name}.bias", f"{path}/bias", _same)
-
-
-def _norm(hf_name: str, path: str) -> Iterator[Entry]:
-    yield Entry(f"{hf_name}.weight", f"{path}/scale", _same)
-    yield Entry(f"{hf_name}.bias", f"{path}/bias", _same)
-
-
-_LAYER = "encoder.layer.{layer}"
-BERT_TABLE: tuple[Entry, ...] = (
-    Entry("embeddings.word_embeddings.weight", "embeddings/token", _same),
-    Entry("embeddings.position_embeddings.weight", "embeddings/position", _same),
-    Entry("embeddings.token_type_embeddings.weight", "embeddings/type", _same),
-    *_norm("embeddings.LayerNorm", "embeddings/norm"),
-    *_dense(f"{_LAYER}.attention.self.query", "layers/attention/query"),
-    *_dense(f"{_LAYER}.attention.self.key", "layers/attention/key"),
-    *_dense(f"{_LAYER}.attention.self.value", "layers/attention/value"),
-    *_dense(f"{_LAYER}.attention.output.dense", "layers/attention/output"),
-    *_norm(f"{_LAYER}.attention.output.LayerNorm", "layers/attention/norm"),
-    *_dense(f"{_LAYER}.intermediate.dense", "layers/mlp/up"),
-    *_dense(f"{_LAYER}.output.dense", "layers/mlp/down"),
-    *_norm(f"{_LAYER}.output.LayerNorm", "layers/mlp/norm"),
-)
-
-# Tensors that may be present and are not used: a constant of old files, the dense pooler, and the
-# heads of BertForPreTraining.
-_DROPPED = ("embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias")
-_DROPPED_PREFIX = "cls."
-
-
 def from_hf_state(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Builds the nested parameter dict (NumPy, float32, layers stacked) from a BERT state dict.
+    """Builds the nested parameter dict (NumPy, float32, layers stacked) from a state dict.
 
-    Names may carry the `bert.` prefix and the old `LayerNorm.gamma/beta`. Raises CheckpointError
-    naming every missing, unexpected or misshaped tensor.
+    Names may be transformers' or the original code's, carry the prefix of a checkpoint with a head,
+    and the old `LayerNorm.gamma/beta`. Raises CheckpointError naming every missing, unexpected or
+    misshaped tensor.
     """
+    family = FAMILIES[spec.family]
     found: dict[str, str] = {}
     unexpected = []
     for name in tensors:
-        plain = _plain_name(name)
+        plain = _plain_name(name, spec.family)
         if plain in found:
             unexpected.append(f"{name} (stands beside {found[plain]})")
         found[plain] = name
     missing, misshaped = [], []
     shapes = parameter_shapes(spec)
     params: dict[str, np.ndarray] = {}
-    for entry in BERT_TABLE:
-        target = np.empty(shapes[entry.path], np.float32)
-        params[entry.path] = target
+    for entry in _table_of(spec, family, found):
+        # Rows that a checkpoint does not have are scales that nothing reads.
+        targets = [np.ones(shapes[path], np.float32) for path in entry.paths]
+        params.update(zip(entry.paths, targets, strict=True))
         for hf_name, place in _tensors(spec, entry):
             name = found.pop(hf_name, None)
-            expected = entry.transform(target[place]).shape
+            parts = [entry.transform(target[place]) for target in targets]
+            expected = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
             if name is None:
                 missing.append(f"{hf_name} {expected}")
                 continue
@@ -93,12 +51,9 @@ def from_hf_state(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> dict[st
                     f"{name} is {tensor.dtype} {tensor.shape}, expected floats {expected}"
                 )
                 continue
-            target[place] = entry.transform(tensor).astype(np.float32)
-    unexpected += [
-        name
-        for plain, name in found.items()
-        if plain not in _DROPPED and not plain.startswith(_DROPPED_PREFIX)
-    ]
+            for target, part in zip(targets, np.split(tensor, len(targets)), strict=True):
+                target[place] = entry.transform(part).astype(np.float32)
+    unexpected += [name for plain, name in found.items() if not plain.startswith(family.unused)]
     if missing or unexpected or misshaped:
         raise CheckpointError(
             f"the weights do not fit a {spec.family} encoder of {spec.num_layers} layers and width "
@@ -118,9 +73,16 @@ def from_hf_state(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> dict[st
     return unflatten_dict(params, sep="/")
 
 
-def to_hf_state(spec: ModelSpec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Writes nested parameters as a BERT state dict of contiguous NumPy arrays: no prefix, no
-    pooler, dtype as given. Raises CheckpointError if the parameters are not the spec's."""
+def to_hf_state(
+    spec: ModelSpec, params: Mapping[str, Any], *, original: bool = False
+) -> dict[str, np.ndarray]:
+    """Writes nested parameters as a state dict of contiguous NumPy arrays: no prefix, no pooler,
+    dtype as given. `original`: with the names of the code that the family was published with, which
+    go with the config.json of `to_original_config`, instead of transformers'.
+
+    Raises CheckpointError if the parameters are not the spec's, ConfigError for a family that has
+    no other names.
+    """
     flat = cast("dict[str, Any]", flatten_dict(dict(params), sep="/"))
     shapes = parameter_shapes(spec)
     wrong = [
@@ -133,25 +95,60 @@ def to_hf_state(spec: ModelSpec, params: Mapping[str, Any]) -> dict[str, np.ndar
         raise CheckpointError(
             f"the parameters are not those of the model being written: {'; '.join(wrong[:LISTED])}"
         )
+    names = _original(spec) if original else FAMILIES[spec.family].native
     tensors = {}
-    for entry in BERT_TABLE:
-        stacked = np.asarray(flat[entry.path])
+    for entry in _of(spec, names.table):
+        stacked = [np.asarray(flat[path]) for path in entry.paths]
         for hf_name, place in _tensors(spec, entry):
-            tensors[hf_name] = np.ascontiguousarray(entry.transform(stacked[place]))
+            parts = [entry.transform(array[place]) for array in stacked]
+            whole = np.concatenate(parts) if len(parts) > 1 else parts[0]
+            tensors[hf_name] = np.ascontiguousarray(whole)
     return tensors
 
 
+def to_original_config(spec: ModelSpec) -> dict[str, Any]:
+    """The config.json for tensors written with `original`, without an `auto_map`: who runs the
+    original code adds that of the repository they trust. Raises ConfigError as `to_hf_state`."""
+    return _original(spec).write(spec)
+
+
+def _original(spec: ModelSpec) -> Any:
+    names = FAMILIES[spec.family].original
+    if names is None:
+        raise ConfigError(f"a {spec.family} encoder has no names but those of transformers")
+    return names
+
+
+def _table_of(spec: ModelSpec, family: Family, found: Iterable[str]) -> list[Entry]:
+    """The table that most of the names are in."""
+    known = [family.native, *([family.original] if family.original else [])]
+    names = set(found)
+
+    def matches(table: list[Entry]) -> int:
+        return sum(name in names for entry in table for name, _ in _tensors(spec, entry))
+
+    return max((_of(spec, one.table) for one in known), key=matches)
+
+
+def _of(spec: ModelSpec, table: tuple[Entry, ...]) -> list[Entry]:
+    """The table without the entries of arrays that a spec of these sizes does not have."""
+    return [
+        entry for entry in table if spec.type_vocab_size or "embeddings/type" not in entry.paths
+    ]
+
+
 def _tensors(spec: ModelSpec, entry: Entry) -> Iterator[tuple[str, Any]]:
-    """The entry's tensors: name, and where it lies in our array."""
+    """The entry's tensors: name, and where it lies in our arrays."""
     if "{layer}" not in entry.hf_name:
         yield entry.hf_name, ...
         return
-    for layer in range(spec.num_layers):
+    for layer in range(entry.first_layer, spec.num_layers):
         yield entry.hf_name.format(layer=layer), layer
 
 
-def _plain_name(name: str) -> str:
-    plain = name.removeprefix("bert.")
+def _plain_name(name: str, family: str) -> str:
+    plain = name.removeprefix(FAMILIES[family].prefix)
+    plain = plain.removeprefix(ORIGINAL_PREFIXES.get(family, ""))
     for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
         if plain.endswith(old):
             plain = plain.removesuffix(old) + new

@@ -16,7 +16,7 @@ from arcticjax.config import RunConfig
 from arcticjax.config.contract import TextContract
 from arcticjax.errors import CheckpointError, ConfigError
 from arcticjax.models.hf_mapping import from_hf_state
-from arcticjax.models.resolve import resolve
+from arcticjax.models.resolve import resolve, revision_of
 from arcticjax.models.safe_weights import digest, read_weights, weight_files
 from arcticjax.models.spec import ModelSpec, Pooling
 from arcticjax.models.tokenizer import TextTokenizer
@@ -45,7 +45,7 @@ _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 class Pretrained:
     """An encoder as loaded: `params` is a nested dict of NumPy float32 arrays, `sha256` that of the
     weight file (of the shards' names and hashes when there are several), `folder` where it was
-    found."""
+    found, `revision` the hub's commit where it came from there."""
 
     spec: ModelSpec
     params: dict[str, Any]
@@ -54,6 +54,7 @@ class Pretrained:
     folder: Path
     name: str
     sha256: str
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ def load_pretrained(
         folder=folder,
         name=name,
         sha256=digest(files),
+        revision=revision_of(folder),
     )
 
 
@@ -314,7 +316,8 @@ def _read_pooling(file: Path, encoder_folder: Path) -> tuple[Pooling, bool]:
             f"{', '.join(_POOLINGS)}"
         )
     width = content.get("embedding_dimension", content.get("word_embedding_dimension"))
-    hidden = read_json(encoder_folder / "config.json", required=True).get("hidden_size")
+    sizes = read_json(encoder_folder / "config.json", required=True)
+    hidden = sizes.get("hidden_size", sizes.get("n_embd"))  # the latter in NomicBERT's older form
     if width is not None and width != hidden:
         raise CheckpointError(
             f"{file}: width {width} differs from hidden_size {hidden} in config.json"

@@ -32,6 +32,7 @@ WHEELS: dict[str, ModelWheel] = {
     ),
 }
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_NAME = re.compile(
     r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?)(@(?P<revision>[\w./-]+))?"
 )
@@ -66,6 +67,13 @@ def resolve(name: str) -> Path:
             f"model at hand: {known}"
         )
     return _from_hub(match["name"], match["revision"], "no folder of this name; no known package")
+
+
+def revision_of(folder: Path) -> str | None:
+    """The hub's commit that a folder from `resolve` is a copy of; None for any other folder."""
+    # the hub's cache keeps a model as .../snapshots/COMMIT
+    is_copy = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
+    return folder.name if is_copy else None
 
 
 def _in_wheel(wheel: ModelWheel) -> Path | None:

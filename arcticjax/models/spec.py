@@ -1,48 +1,64 @@
-"""What an encoder is: its family and sizes, the four presets, and the Hugging Face form of both."""
+"""What an encoder is: its family and sizes, the presets, and the Hugging Face form of both."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from arcticjax.errors import CheckpointError, ConfigError
+from arcticjax.errors import ConfigError
 
 Pooling = Literal["cls", "mean", "last"]
 
 POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "last")
-FAMILIES = ("bert",)
+# By transformers' `model_type`; what belongs to each is in `arcticjax.models.families`.
+FAMILIES = ("bert", "xlm-roberta", "nomic_bert", "gte", "modernbert")
+_ROTARY_FAMILIES = ("nomic_bert", "gte", "modernbert")
 
-# Sizes that the two sides name differently; every one of them is a positive integer.
-_HF_SIZES = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_heads",
-    "intermediate_size": "intermediate_size",
-    "max_position_embeddings": "max_positions",
-    "type_vocab_size": "type_vocab_size",
-}
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "intermediate_size",
+    "max_positions",
+)
 
-# Settings that would change the forward pass, with the values that this encoder computes (first:
-# what an absent key means). Any other key of a config either does not touch the forward pass at
-# evaluation or needs custom code, which `auto_map` announces.
-_HF_FIXED: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("gelu",),
-    "position_embedding_type": ("absolute", None),
-    "is_decoder": (False,),
-    "add_cross_attention": (False,),
-    "is_encoder_decoder": (False,),
-}
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions: pair i of a head of K numbers turns by theta^(-2i/K) / divisor a position.
+
+    trained_positions: in a text longer than this, theta grows with its length by `factor` (dynamic
+    NTK scaling, see `arcticjax.models.rotary`); None: in none.
+    """
+
+    theta: float
+    divisor: float = 1.0
+    factor: float = 1.0
+    trained_positions: int | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """Alternating attention: of `every` layers the first sees the whole text, in the others a token
+    sees those up to `reach` places away, with rotary positions of base `theta`."""
+
+    reach: int
+    every: int
+    theta: float
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """The sizes that fix an encoder's parameters and computation.
 
-    `initializer_range` is the standard deviation of fresh weights. `pooling` is the model's own
-    pooling, which a run may replace. Raises ConfigError if the sizes do not fit together.
+    `max_positions` is the longest text in tokens; 0 types are none. `initializer_range` is the
+    standard deviation of fresh weights. `pooling` is the model's own pooling, which a run may
+    replace. Raises ConfigError if the sizes do not fit together.
     """
 
     family: str = "bert"
@@ -56,6 +72,9 @@ class ModelSpec:
     layer_norm_epsilon: float = 1e-12
     initializer_range: float = 0.02
     pooling: Pooling = "cls"
+    pad_token_id: int = 0
+    rotary: Rotary | None = None
+    window: Window | None = None
 
     def __post_init__(self) -> None:
         problems = _problems(self)
@@ -69,128 +88,148 @@ class ModelSpec:
         """Width of one attention head."""
         return self.hidden_size // self.num_heads
 
+    @property
+    def position_offset(self) -> int:
+        """Rows of the position table before that of a text's first token."""
+        return self.pad_token_id + 1 if self.family == "xlm-roberta" else 0
+
+    @property
+    def mlp_matrices(self) -> int:
+        """Matrices of a layer's perceptron: two, or three with a gate."""
+        return 3 if self.rotary is not None else 2
+
     def parameter_count(self, with_pooler: bool = False) -> int:
         """Number of parameters; `with_pooler` adds BERT's unused dense pooler, as published
         counts do."""
         count = sum(math.prod(shape) for shape in parameter_shapes(self).values())
+        if self.family == "modernbert":
+            count -= self.hidden_size  # layer 0 has no norm before its attention
         return count + (self.hidden_size + 1) * self.hidden_size * with_pooler
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], *, pooling: Pooling = "cls") -> ModelSpec:
         """Reads the content of a Hugging Face `config.json`, which does not state the pooling.
 
-        Raises CheckpointError listing every problem: custom code (`auto_map`), a model type or a
-        setting that the encoder does not compute, a missing or impossible size.
+        Raises CheckpointError listing every problem: custom code (`auto_map`) of a family that is
+        not built in, a model type or a setting that the encoder does not compute, a missing or
+        impossible size.
         """
-        problems = []
-        if config.get("auto_map"):
-            problems.append(
-                "auto_map asks for code from the model folder, which is never run: use a model "
-                "of a built-in type"
-            )
-        model_type = config.get("model_type")
-        if model_type not in FAMILIES:
-            problems.append(f"model_type is {model_type!r}, known are {', '.join(FAMILIES)}")
-        for key, values in _HF_FIXED.items():
-            value = config.get(key, values[0])
-            if value not in values:
-                problems.append(f"{key} is {value!r}, only {values[0]!r} is supported")
-        sizes: dict[str, Any] = {}
-        for key, name in _HF_SIZES.items():
-            value = config.get(key)
-            if type(value) is int and value > 0:
-                sizes[name] = value
-            else:
-                state = f"is {value!r}" if key in config else "is missing"
-                problems.append(f"{key} {state}, expected a positive integer")
-        for key, name in (
-            ("layer_norm_eps", "layer_norm_epsilon"),
-            ("initializer_range", "initializer_range"),
-        ):
-            value = config.get(key, getattr(cls, name))
-            if type(value) in (int, float) and 0 < value < 1:
-                sizes[name] = float(value)
-            else:
-                problems.append(f"{key} is {value!r}, expected a number between 0 and 1")
-        if not problems:
-            try:
-                return cls(family=str(model_type), pooling=pooling, **sizes)
-            except ConfigError as error:
-                problems.append(str(error))
-        raise CheckpointError(
-            "the model's config.json does not describe an encoder that can be run here: "
-            + "; ".join(problems)
-        )
+        from arcticjax.models.families import read_config
+
+        return read_config(config, pooling)
 
     def to_hf(self) -> dict[str, Any]:
         """The content of a Hugging Face `config.json`; `from_hf` of it gives this spec again,
         except for the pooling."""
-        return {
-            "architectures": ["BertModel"],
-            "attention_probs_dropout_prob": 0.1,
-            "hidden_act": "gelu",
-            "hidden_dropout_prob": 0.1,
-            "hidden_size": self.hidden_size,
-            "initializer_range": self.initializer_range,
-            "intermediate_size": self.intermediate_size,
-            "layer_norm_eps": self.layer_norm_epsilon,
-            "max_position_embeddings": self.max_positions,
-            "model_type": "bert",
-            "num_attention_heads": self.num_heads,
-            "num_hidden_layers": self.num_layers,
-            "pad_token_id": 0,
-            "position_embedding_type": "absolute",
-            "type_vocab_size": self.type_vocab_size,
-            "use_cache": True,
-            "vocab_size": self.vocab_size,
-        }
+        from arcticjax.models.families import FAMILIES
+
+        return FAMILIES[self.family].native.write(self)
+
+
+@functools.cache
+def _shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    from flax.traverse_util import flatten_dict
+
+    from arcticjax.models.encoder import Encoder
+
+    abstract: Mapping[Any, Any] = flatten_dict(Encoder(spec).abstract(), sep="/")
+    return {str(path): tuple(leaf.shape) for path, leaf in abstract.items()}
 
 
 def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter by its path (`layers/mlp/up/kernel`); layers are stacked on axis 0
     and kernels are [in, out]."""
-    layers, width, inner = spec.num_layers, spec.hidden_size, spec.intermediate_size
-    shapes: dict[str, tuple[int, ...]] = {
-        "embeddings/token": (spec.vocab_size, width),
-        "embeddings/position": (spec.max_positions, width),
-        "embeddings/type": (spec.type_vocab_size, width),
-        "embeddings/norm/scale": (width,),
-        "embeddings/norm/bias": (width,),
-    }
-    for name in ("query", "key", "value", "output"):
-        shapes[f"layers/attention/{name}/kernel"] = (layers, width, width)
-        shapes[f"layers/attention/{name}/bias"] = (layers, width)
-    shapes["layers/mlp/up/kernel"] = (layers, width, inner)
-    shapes["layers/mlp/up/bias"] = (layers, inner)
-    shapes["layers/mlp/down/kernel"] = (layers, inner, width)
-    shapes["layers/mlp/down/bias"] = (layers, width)
-    for part in ("attention", "mlp"):
-        shapes[f"layers/{part}/norm/scale"] = (layers, width)
-        shapes[f"layers/{part}/norm/bias"] = (layers, width)
-    return shapes
+    return dict(_shapes(spec))
 
 
 def _problems(spec: ModelSpec) -> list[str]:
     problems = [
         f"{name} is {getattr(spec, name)!r}, expected a positive integer"
-        for name in _HF_SIZES.values()
+        for name in _SIZES
         if type(getattr(spec, name)) is not int or getattr(spec, name) < 1
     ]
     if spec.family not in FAMILIES:
         problems.append(f"family is {spec.family!r}, known are {', '.join(FAMILIES)}")
     if spec.pooling not in POOLINGS:
         problems.append(f"pooling is {spec.pooling!r}, known are {', '.join(POOLINGS)}")
-    if not problems and spec.hidden_size % spec.num_heads:
+    if spec.type_vocab_size < (0 if spec.family in ("gte", "modernbert") else 1):
+        problems.append(f"type_vocab_size is {spec.type_vocab_size!r}, expected a positive integer")
+    if problems:
+        return problems
+    if spec.hidden_size % spec.num_heads:
         problems.append(
             f"hidden_size {spec.hidden_size} is not a multiple of num_heads {spec.num_heads}"
         )
+    if not 0 <= spec.pad_token_id < spec.vocab_size:
+        problems.append(f"pad_token_id {spec.pad_token_id} is not one of {spec.vocab_size} tokens")
+    if (spec.rotary is not None) != (spec.family in _ROTARY_FAMILIES):
+        problems.append(f"rotary is {spec.rotary}, which does not go with family {spec.family}")
+    if (spec.window is not None) != (spec.family == "modernbert"):
+        problems.append(f"window is {spec.window}, which does not go with family {spec.family}")
+    if spec.rotary is not None and (spec.head_size % 2 or spec.head_size < 4):
+        problems.append(f"heads of {spec.head_size} numbers have no pairs to turn")
+    if spec.rotary is not None and spec.rotary.divisor != 1 and spec.rotary.trained_positions:
+        problems.append("rotary has both a divisor and trained_positions; only one is supported")
     return problems
 
 
-# The encoders of Arctic-Embed 1.0 below the long-context one (arXiv 2405.05374, table of models).
+_MODERNBERT = ModelSpec(
+    family="modernbert",
+    vocab_size=50368,
+    hidden_size=768,
+    num_layers=22,
+    intermediate_size=1152,
+    max_positions=8192,
+    type_vocab_size=0,
+    layer_norm_epsilon=1e-5,
+    pad_token_id=50283,
+    rotary=Rotary(160_000.0),
+    window=Window(reach=64, every=3, theta=10_000.0),
+)
+_M = ModelSpec(num_layers=12, hidden_size=768, intermediate_size=3072)
+
+# The encoders of Arctic-Embed 1.0 and 2.0 (arXiv 2405.05374 and 2412.04506, tables of models) and
+# of ModernBERT (arXiv 2412.13663), by the config.json published with each.
 PRESETS: dict[str, ModelSpec] = {
     "xs": ModelSpec(num_layers=6),
     "s": ModelSpec(num_layers=12),
-    "m": ModelSpec(num_layers=12, hidden_size=768, intermediate_size=3072),
+    "m": _M,
+    "m-v1.5": _M,
+    "m-long": ModelSpec(
+        family="nomic_bert",
+        vocab_size=30528,
+        hidden_size=768,
+        num_layers=12,
+        intermediate_size=3072,
+        max_positions=8192,
+        rotary=Rotary(1000.0, factor=2.0, trained_positions=2048),
+    ),
     "l": ModelSpec(num_layers=24, hidden_size=1024, num_heads=16, intermediate_size=4096),
+    "m-v2": ModelSpec(
+        family="gte",
+        vocab_size=250048,
+        hidden_size=768,
+        num_layers=12,
+        intermediate_size=3072,
+        max_positions=8192,
+        type_vocab_size=1,
+        pad_token_id=1,
+        rotary=Rotary(160_000.0),
+    ),
+    "l-v2": ModelSpec(
+        family="xlm-roberta",
+        vocab_size=250002,
+        hidden_size=1024,
+        num_layers=24,
+        num_heads=16,
+        intermediate_size=4096,
+        max_positions=8192,
+        type_vocab_size=1,
+        layer_norm_epsilon=1e-5,
+        pad_token_id=1,
+    ),
+    "modernbert-base": _MODERNBERT,
+    "modernbert-large": dataclasses.replace(
+        _MODERNBERT, hidden_size=1024, num_layers=28, num_heads=16, intermediate_size=2624
+    ),
 }

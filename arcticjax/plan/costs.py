@@ -49,12 +49,22 @@ class Projection:
         return self.ideal / self.step
 
 
-def forward_flops(spec: ModelSpec, tokens: float, squares: float) -> float:
+def forward_flops(spec: ModelSpec, tokens: float, squares: float, *, windows: bool = True) -> float:
     """FLOPs of one forward pass over texts of `tokens` tokens in all, `squares` being the sum of
-    their squared lengths: L (2 (4 h^2 + 2 h f) tokens + 4 h squares)."""
-    width, inner = spec.hidden_size, spec.intermediate_size
-    matrices = 2 * (4 * width**2 + 2 * width * inner)
-    return spec.num_layers * (matrices * tokens + 4 * width * squares)
+    their squared lengths: L (2 (4 h^2 + m h f) tokens + 4 h squares) with m matrices in a layer's
+    perceptron.
+
+    A layer with a window of w places to each side has at most (2 w + 1) tokens in place of the
+    squares, unless `windows` is off: masks leave out nothing that is computed.
+    """
+    width, inner, layers = spec.hidden_size, spec.intermediate_size, spec.num_layers
+    matrices = 2 * (4 * width**2 + spec.mlp_matrices * width * inner)
+    nearby, within = 0, squares
+    if spec.window is not None and windows:
+        nearby = layers - len(range(0, layers, spec.window.every))
+        within = min(squares, tokens * (2 * spec.window.reach + 1))
+    seen = (layers - nearby) * squares + nearby * within
+    return layers * matrices * tokens + 4 * width * seen
 
 
 def model_flops(spec: ModelSpec, load: Load, global_batch: int) -> float:
@@ -88,7 +98,7 @@ def project(
     batch = shapes.devices * shapes.pairs
     # Forward, twice that backward, and forward again with two passes; attention spans whole rows.
     times = 4 if passes == "two" else 3
-    done = times * forward_flops(spec, slots, slots * shapes.row_length)
+    done = times * forward_flops(spec, slots, slots * shapes.row_length, windows=False)
     # Scores of a device's queries with all documents; the backward pass computes them again.
     done += 8.0 * shapes.pairs * batch * spec.hidden_size
     # float32 matrices take as many passes through the bfloat16 units as jax's HIGHEST asks: six.
@@ -113,7 +123,8 @@ def project(
 def activation_bytes(spec: ModelSpec, row_length: int, precision_bytes: int) -> float:
     """Bytes of activations of a token in all layers: projections, inputs and MLP, and attention
     scores over a row in float32 and once in the compute type."""
-    wide = precision_bytes * (8 * spec.hidden_size + 2 * spec.intermediate_size)
+    inner = spec.mlp_matrices * spec.intermediate_size
+    wide = precision_bytes * (8 * spec.hidden_size + inner)
     scores = spec.num_heads * row_length * (4 + precision_bytes)
     return spec.num_layers * (wide + 4 * spec.num_heads + scores)
 

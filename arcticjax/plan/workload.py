@@ -26,14 +26,19 @@ from arcticjax.models.spec import PRESETS, ModelSpec
 from arcticjax.models.tokenizer import TextTokenizer
 from arcticjax.step import program as programs
 
-# Published encoders with exactly the sizes of a preset: what the models of arXiv 2405.05374 start
-# from, by their cards and config.json.
+# Published encoders with exactly the sizes of a preset: what the models of arXiv 2405.05374 and
+# 2412.04506 start from, by their cards and config.json.
 PUBLISHED = {
     "sentence-transformers/all-MiniLM-L6-v2": "xs",
     "intfloat/e5-small-unsupervised": "s",
     "intfloat/e5-base-unsupervised": "m",
     "google-bert/bert-base-uncased": "m",
     "intfloat/e5-large-unsupervised": "l",
+    "nomic-ai/nomic-embed-text-v1-unsupervised": "m-long",
+    "Alibaba-NLP/gte-multilingual-mlm-base": "m-v2",
+    "BAAI/bge-m3-retromae": "l-v2",
+    "answerdotai/ModernBERT-base": "modernbert-base",
+    "answerdotai/ModernBERT-large": "modernbert-large",
 }
 
 # Tokens of uncut texts, special tokens included, of 30,000 pairs from Python docstrings: queries

@@ -21,8 +21,8 @@ from arcticjax.data import assemble, layout, pipeline
 from arcticjax.data.catalog import SourceView
 from arcticjax.data.draw import Draw
 from arcticjax.models import attention_choice
-from arcticjax.models.bert import Remat
 from arcticjax.models.encoder import Encoder
+from arcticjax.models.layers import Remat
 from arcticjax.models.spec import ModelSpec, Pooling
 from arcticjax.parallel import mesh as meshes
 from arcticjax.parallel.sharding import Sharding, make_sharding
@@ -166,7 +166,8 @@ def choose_shapes(
         row_length=config.data.row_length,
         rows=config.train.microbatch,
         hidden_size=spec.hidden_size,
-        intermediate_size=spec.intermediate_size,
+        # as of a perceptron of two matrices
+        intermediate_size=spec.intermediate_size * spec.mlp_matrices // 2,
         most_tokens=_MICROBATCH_TOKENS.get(platform, _MICROBATCH_TOKENS_ELSEWHERE),
         overhead_tokens=_OVERHEAD_TOKENS.get(platform, _OVERHEAD_TOKENS_ELSEWHERE),
         attention_cost=_ATTENTION_COST.get(platform, 1.0),
@@ -198,6 +199,7 @@ def build(
         dtype=train.precision,
         head_size=spec.head_size,
         row_length=shapes.row_length,
+        windowed=spec.window is not None,
     )
 
     def encoding(passes: steps.Passes) -> steps.Encoding:

@@ -28,8 +28,8 @@ from jax.sharding import PartitionSpec as P
 
 from arcticjax.data.layout import Shapes
 from arcticjax.models.attention import Implementation
-from arcticjax.models.bert import Remat
 from arcticjax.models.encoder import Encoder
+from arcticjax.models.layers import Remat
 from arcticjax.models.spec import Pooling
 from arcticjax.parallel.mesh import AXES, BATCH
 from arcticjax.parallel.sharding import PIECE_AXES, PIECES, Sharding, pieces_spec

@@ -80,6 +80,7 @@ class Setup:
                 "spec": self.start.spec.to_hf(),
                 "name": self.start.name,
                 "sha256": self.start.sha256,
+                "revision": self.start.revision,
                 "tokenizer_sha256": self.tokenizer.sha256,
             },
             "contract": self.contract.to_dict(),

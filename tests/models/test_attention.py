@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from arcticjax.errors import ConfigError
 from arcticjax.models import splash
 from arcticjax.models.attention import attend
 
@@ -40,8 +41,9 @@ def inputs(seed: int = 0) -> tuple[np.ndarray, ...]:
     return tuple(random.normal(size=shape).astype(np.float32) for _ in range(4))
 
 
-def by_hand(query, key, value, wanted):
-    """The result, and the gradients of sum(result * wanted) over the texts."""
+def by_hand(query, key, value, wanted, reach=LENGTH):
+    """The result, and the gradients of sum(result * wanted) over the texts; a token sees those up
+    to `reach` places away."""
     query, key, value, wanted = (array.astype(np.float64) for array in (query, key, value, wanted))
     mixed, gradients = np.zeros_like(value), [np.zeros_like(value) for _ in range(3)]
     scale = 1 / np.sqrt(query.shape[-1])
@@ -49,6 +51,8 @@ def by_hand(query, key, value, wanted):
         for segment in range(1, SEGMENTS_RS[row].max() + 1):
             own = (row, SEGMENTS_RS[row] == segment, head)
             scores = query[own] @ key[own].T * scale
+            places = np.arange(len(scores))
+            scores[np.abs(places[:, None] - places) > reach] = -np.inf
             weights = np.exp(scores - scores.max(1, keepdims=True))
             weights /= weights.sum(1, keepdims=True)
             mixed[own] = weights @ value[own]
@@ -61,10 +65,10 @@ def by_hand(query, key, value, wanted):
 
 
 @functools.partial(jax.jit, static_argnames="implementation")
-def compiled(query, key, value, wanted, segments_RS, implementation):
+def compiled(query, key, value, wanted, segments_RS, implementation, reach=None):
     """The result and the gradients, by an implementation."""
     mixed, pull = jax.vjp(
-        lambda *arrays: attend(*arrays, segments_RS, implementation), query, key, value
+        lambda *arrays: attend(*arrays, segments_RS, implementation, reach), query, key, value
     )
     return mixed, *pull(wanted.astype(mixed.dtype))
 
@@ -99,6 +103,25 @@ def test_result_and_gradients_equal_those_by_hand(implementation, dtype, toleran
         assert np.isfinite(got).all()
         error = np.abs(got - expected)[REAL_RS].max()
         assert error <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("implementation", ["xla", "cudnn"])
+def test_windows_equal_those_by_hand(implementation):
+    """The reach is an argument, as in a scan over layers: one program serves all of them."""
+    query, key, value, wanted = inputs()
+    arrays = (query, key, value, wanted * REAL_RS[:, :, None, None])
+    programs = compiled._cache_size()
+    for reach in (0, 5, LENGTH):
+        found = compiled(*arrays, SEGMENTS_RS, implementation, np.int32(reach))
+        for got, expected in zip(found, by_hand(*arrays, reach), strict=True):
+            error = np.abs(np.asarray(got) - expected)[REAL_RS].max()
+            assert error <= 3e-6 * max(1, np.abs(expected).max())
+    assert compiled._cache_size() == programs + 1
+
+
+def test_splash_refuses_windows():
+    with pytest.raises(ConfigError, match=r"train\.attention: splash .* no windows"):
+        compiled(*inputs(), SEGMENTS_RS, "splash", np.int32(5))
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -97,3 +97,13 @@ def test_the_packages_table_can_be_read():
         assert dtype in ("float32", "bfloat16")
         assert "xla" in times and set(times) <= set(IMPLEMENTATIONS)
         assert all(time > 0 for time in times.values())
+
+
+def test_splash_is_not_for_models_with_windows(table):
+    tpu, shape = device("tpu"), SHAPE | {"row_length": 256}
+    with pytest.raises(ConfigError, match=r"train\.attention: splash .*no windows.*set .* to xla"):
+        choose("splash", device=tpu, windowed=True, **shape)
+    file = table({("a tpu", 32, 256, "bfloat16"): {"xla": 2.0, "splash": 1.0}})
+    assert choose("auto", device=tpu, table=file, **shape) == "splash"
+    assert choose("auto", device=tpu, table=file, windowed=True, **shape) == "xla"
+    assert choose("cudnn", device=device("gpu"), windowed=True, **shape) == "cudnn"

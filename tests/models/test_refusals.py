@@ -1,20 +1,24 @@
 """Model folders that are refused, each with one clear message, and nothing in them run."""
 
+import dataclasses
 import json
 import pickle
 import random
 import shutil
 import sys
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from arcticjax.errors import ArcticError, CheckpointError
+from arcticjax.models.hf_mapping import to_hf_state, to_original_config
 from arcticjax.models.pretrained import load_pretrained
 from arcticjax.models.resolve import resolve
 from arcticjax.models.safe_weights import read_header, read_weights
-from tests.models.folders import MINILM, WORDS, edit, tokenizer_json, write
+from tests.models.family_specs import SPECS
+from tests.models.folders import MINILM, WORDS, edit, random_params, tokenizer_json, write
 
 
 class _Malice:
@@ -152,7 +156,27 @@ def test_config_that_wants_foreign_code_is_refused(folder):
 
 def test_unknown_model_type_lists_the_known(folder):
     edit(folder / "config.json", model_type="mamba")
-    with pytest.raises(CheckpointError, match="'mamba', known are bert"):
+    with pytest.raises(CheckpointError, match="'mamba', known are bert, xlm-roberta, nomic_bert"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("family", ["nomic_bert", "gte"])
+def test_original_checkpoints_are_loaded_and_their_code_is_not_run(folder, family, monkeypatch):
+    """The published ones name code in `auto_map`; here it lies in the folder, on the path even."""
+    spec = dataclasses.replace(SPECS[family], vocab_size=40, max_positions=64)
+    params = random_params(spec)
+    save_file(to_hf_state(spec, params, original=True), folder / "model.safetensors")
+    write(folder / "config.json", to_original_config(spec))
+    edit(folder / "1_Pooling" / "config.json", word_embedding_dimension=32)
+    edit(folder / "config.json", auto_map={"AutoConfig": "evil.Config", "AutoModel": "evil.Model"})
+    (folder / "evil.py").write_text("raise SystemExit('ran')")
+    monkeypatch.syspath_prepend(str(folder))
+    found = load_pretrained(folder)
+    assert found.spec.family == family and "evil" not in sys.modules
+    jax.tree.map(np.testing.assert_array_equal, found.params, params)
+    # a pickle beside them is no way around
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="save_pretrained"):
         load_pretrained(folder)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from arcticjax.errors import CheckpointError, ConfigError
 from arcticjax.models import resolve as resolve_module
-from arcticjax.models.resolve import ModelWheel, resolve
+from arcticjax.models.resolve import ModelWheel, resolve, revision_of
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -109,3 +109,10 @@ def test_hub_is_asked_for_safe_files_and_the_pinned_revision(tmp_path, monkeypat
     assert resolve("owner/model@abc123") == tmp_path
     assert asked["name"] == "owner/model" and asked["revision"] == "abc123"
     assert set(asked["allow_patterns"]) == {"*.json", "*.txt", "model*.safetensors"}
+
+
+def test_the_commit_of_a_copy_from_the_hub_is_told(tmp_path):
+    commit = "0123456789abcdef" * 2 + "01234567"
+    assert revision_of(tmp_path / "models--owner--model" / "snapshots" / commit) == commit
+    assert revision_of(tmp_path / "snapshots" / "mine") is None
+    assert revision_of(tmp_path / commit) is None

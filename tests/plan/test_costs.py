@@ -28,6 +28,22 @@ def test_flops_of_the_presets(preset, query, document, pair):
     assert (costs.model_flops(spec, load, 1) - loss) / 1e9 == pytest.approx(pair, rel=1e-3)
 
 
+def test_flops_of_gates_and_windows():
+    """By hand: NomicBERT has a third matrix; of ModernBERT's 22 layers 8 see the whole text."""
+    tokens, squares = 1000.0, 1000.0**2
+    nomic = 12 * (2 * (4 * 768**2 + 3 * 768 * 3072) * tokens + 4 * 768 * squares)
+    assert costs.forward_flops(PRESETS["m-long"], tokens, squares) == nomic
+    modern = PRESETS["modernbert-base"]
+    matrices = 22 * 2 * (4 * 768**2 + 3 * 768 * 1152) * tokens
+    seen = 8 * squares + 14 * tokens * 129
+    assert costs.forward_flops(modern, tokens, squares) == matrices + 4 * 768 * seen
+    whole = matrices + 22 * 4 * 768 * squares
+    assert costs.forward_flops(modern, tokens, squares, windows=False) == whole
+    # a window wider than the texts leaves nothing out
+    short = matrices + 22 * 4 * 768 * 50 * tokens
+    assert costs.forward_flops(modern, tokens, 50 * tokens) == short
+
+
 SHAPES = Shapes(256, 64, 256, 4, 32, 256)
 LOAD = Load(tokens=256 * 40 * 256.0, squares=256 * 40 * 256.0**2, microbatches=10, fill=1)
 GATHER = Collective("g", "all-gather", 2**30, (tuple(range(256)),), False, "")

@@ -101,6 +101,15 @@ def test_every_recipe_fits_the_slices_it_names(recipe, slice_, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+@pytest.mark.parametrize("recipe", ["m_long", "m_v2", "l_v2", "modernbert"])
+def test_recipes_of_later_families_fit_the_slice_they_name(recipe, tmp_path):
+    plan = planned(recipe, "v5e:16x16", tmp_path, *WITHOUT_SCORING)
+    assert plan["fits"] and plan["hbm_bytes_per_chip"] < 0.95 * plan["hbm_capacity_bytes"]
+    assert not any(one["in_loop"] for one in plan["collectives"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_batch_that_does_not_fit_is_refused(tmp_path):
     plan = planned("l", "v5e:4x4", tmp_path, "train.passes=one", "train.microbatch=16")
     assert not plan["fits"] and "RESOURCE_EXHAUSTED" in plan["refused"]

@@ -1,0 +1,100 @@
+"""NomicBERT and GTE: BERT's post-norm layers with rotary positions and a gated perceptron.
+
+NomicBERT has no biases beside those of its norms and gates by SiLU; GTE has biases but at the gate,
+which is a GELU.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from arcticjax.models.activations import gelu
+from arcticjax.models.attention import Implementation
+from arcticjax.models.layers import (
+    Attention,
+    GatedMlp,
+    GatherLayer,
+    LayerNorm,
+    Remat,
+    look_up,
+    normal,
+    scan_layers,
+)
+from arcticjax.models.rotary import Rotation, rotation
+from arcticjax.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+
+class Embeddings(nnx.Module):
+    """The sum of token and type-0 vectors (GTE may have no types), normalised."""
+
+    def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
+        deviation, width = spec.initializer_range, spec.hidden_size
+        types = (spec.type_vocab_size, width)
+        self.token = nnx.Param(normal(rngs, (spec.vocab_size, width), deviation))
+        self.type = nnx.Param(normal(rngs, types, deviation)) if spec.type_vocab_size else None
+        self.norm = LayerNorm(width, spec.layer_norm_epsilon)
+
+    def __call__(self, tokens_RS: Array) -> Array:
+        x_RSD = look_up(self.token[...], tokens_RS)
+        return self.norm(x_RSD if self.type is None else x_RSD + self.type[...][0])
+
+
+class Layer(nnx.Module):
+    """Self-attention, then the perceptron; each is added to its input and the sum normalised."""
+
+    def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
+        nomic = spec.family == "nomic_bert"
+        self.attention = Attention(spec, rngs, bias=not nomic)
+        self.mlp = GatedMlp(spec, rngs, jax.nn.silu if nomic else gelu, down_bias=not nomic)
+
+    def __call__(
+        self,
+        x_RSD: Array,
+        segments_RS: Array,
+        rotation: Rotation,
+        implementation: Implementation,
+    ) -> Array:
+        dtype = x_RSD.dtype
+        attended_RSD = self.attention(x_RSD, segments_RS, implementation, rotation)
+        x_RSD = self.attention.norm(x_RSD.astype(jnp.float32) + attended_RSD).astype(dtype)
+        return self.mlp.norm(x_RSD.astype(jnp.float32) + self.mlp(x_RSD)).astype(dtype)
+
+
+class RotaryBert(nnx.Module):
+    """The whole encoder without pooler; every parameter of `layers` has the layer as axis 0."""
+
+    def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
+        self.embeddings = Embeddings(spec, rngs)
+        self.layers = nnx.vmap(lambda layer_rngs: Layer(spec, layer_rngs))(
+            rngs.split(spec.num_layers)
+        )
+        self.spec = spec
+
+    def __call__(
+        self,
+        tokens_RS: Int[Array, "R S"],
+        segments_RS: Int[Array, "R S"],
+        positions_RS: Int[Array, "R S"],
+        *,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        remat: Remat = "none",
+        attention: Implementation = "xla",
+        gather_layer: GatherLayer | None = None,
+    ) -> Float[Array, "R S D"]:
+        """Last hidden states in `dtype`; options as of `Encoder.hidden`."""
+        spec = self.spec
+        assert spec.rotary is not None
+        turns = rotation(spec.rotary, spec.head_size, positions_RS, spec.max_positions)
+
+        def run(layer: Layer, x_RSD: Array) -> Array:
+            return layer(x_RSD, segments_RS, turns, attention)
+
+        x_RSD = self.embeddings(tokens_RS).astype(dtype)
+        return scan_layers(self.layers, x_RSD, run, remat=remat, gather_layer=gather_layer)
