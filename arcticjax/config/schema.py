@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from arcticjax.config.checks import cross_field_problems
+from arcticjax.config.checks import Problem, cross_field_problems
 from arcticjax.config.contract import MIN_LENGTH, Pooling
 
 CROSS_FIELD = "cross_field"
@@ -22,12 +22,34 @@ PositiveNumber = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A section of a config."""
+
     # Strict: YAML already says what is text, a number or true; "64" or true for 64 is a slip.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class RunSection(_Section):
+class Root(Section):
+    """A whole config. Cross-field rules hold in every instance."""
+
+    @staticmethod
+    def problems(config: Any) -> list[Problem]:
+        """Every broken rule that ties several fields together; see `checks`.
+
+        config: an instance, or what has its attributes and raises `checks.Unknown` for wrong ones.
+        """
+        return []
+
+    @model_validator(mode="after")
+    def _cross_field(self) -> Self:
+        problems = self.problems(self)
+        if problems:
+            text = "; ".join(f"{'.'.join(map(str, path))}: {why}" for path, why in problems)
+            raise PydanticCustomError(CROSS_FIELD, "{text}", {"text": text, "problems": problems})
+        return self
+
+
+class RunSection(Section):
     directory: Text = Field(
         description="Folder of the run: config, metrics, checkpoints, report and export. The same "
         "command on the same folder resumes. Relative to the working directory."
@@ -43,7 +65,7 @@ class RunSection(_Section):
     )
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     init: Text | None = Field(
         default=None,
         description="Pretrained encoder to start from: a folder or a hub name. Give this or "
@@ -77,7 +99,7 @@ class ModelConfig(_Section):
     )
 
 
-class SourceConfig(_Section):
+class SourceConfig(Section):
     name: Name = Field(
         description="Name of the source in metrics and in the cache, once per config."
     )
@@ -94,7 +116,7 @@ class SourceConfig(_Section):
     )
 
 
-class DocstringsConfig(_Section):
+class DocstringsConfig(Section):
     packages: list[Text] | Literal["installed"] = Field(
         default="installed",
         description="Python packages, by import name, whose docstrings become pairs (summary line "
@@ -115,7 +137,7 @@ class DocstringsConfig(_Section):
     )
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     sources: list[SourceConfig] = Field(
         default=[], description="Files of pairs to train on; see data.sources.N.*"
     )
@@ -152,12 +174,12 @@ class DataConfig(_Section):
     prefetch: Positive = Field(default=2, description="Global batches made ready ahead of use.")
 
 
-class MatryoshkaSize(_Section):
+class MatryoshkaSize(Section):
     size: Positive = Field(description="So many leading numbers of an embedding.")
     weight: PositiveNumber = Field(default=1.0, description="Its loss counts so much.")
 
 
-class LossConfig(_Section):
+class LossConfig(Section):
     temperature: PositiveNumber = Field(
         default=0.02, description="Cosine similarities are divided by this before the softmax."
     )
@@ -207,7 +229,7 @@ class LossConfig(_Section):
     )
 
 
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     learning_rate: PositiveNumber = Field(description="Peak learning rate of AdamW.")
     schedule: Literal["constant", "linear", "cosine", "wsd"] = Field(
         default="linear",
@@ -238,7 +260,7 @@ class OptimizerConfig(_Section):
     )
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     total_steps: Positive | None = Field(
         default=None, description="Optimiser steps in the run. null: one exact epoch of the data."
     )
@@ -278,7 +300,7 @@ class TrainConfig(_Section):
     )
 
 
-class MeshConfig(_Section):
+class MeshConfig(Section):
     data: Positive | Literal["auto"] = Field(
         default="auto", description="Devices that share the global batch. auto: all."
     )
@@ -307,14 +329,14 @@ class MeshConfig(_Section):
     )
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     save_every_steps: Positive = Field(
         default=100, description="Steps between two checkpoints; the last step is always saved."
     )
     keep: Positive = Field(default=2, description="Checkpoints kept; older ones are deleted.")
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     tasks: list[Text] = Field(
         default=[],
         description="Retrieval tasks scored before and after training: beir:FOLDER, or docstrings "
@@ -330,19 +352,19 @@ class EvaluationConfig(_Section):
     demo_top: Positive = Field(default=3, description="Answers shown for each demo query.")
 
 
-class ExportConfig(_Section):
+class ExportConfig(Section):
     enabled: bool = Field(
         default=True, description="Write a sentence-transformers folder at the end."
     )
 
 
-class ReportConfig(_Section):
+class ReportConfig(Section):
     tensorboard: bool = Field(default=False, description="Mirror the metrics to TensorBoard.")
     plots: bool = Field(default=True, description="Draw loss and scores as PNG files.")
 
 
-class RunConfig(_Section):
-    """A whole run. Cross-field rules hold in every instance (see `checks`)."""
+class RunConfig(Root):
+    """A whole run of training."""
 
     run: RunSection = Field(description="Where the run lives and what it can be repeated from.")
     model: ModelConfig = Field(description="The encoder and the text contract it starts with.")
@@ -360,10 +382,7 @@ class RunConfig(_Section):
     export: ExportConfig = Field(default=ExportConfig(), description="What is handed on.")
     report: ReportConfig = Field(default=ReportConfig(), description="What is shown.")
 
-    @model_validator(mode="after")
-    def _cross_field(self) -> RunConfig:
-        problems = cross_field_problems(self)
-        if problems:
-            text = "; ".join(f"{'.'.join(map(str, path))}: {why}" for path, why in problems)
-            raise PydanticCustomError(CROSS_FIELD, "{text}", {"text": text, "problems": problems})
-        return self
+    @staticmethod
+    def problems(config: Any) -> list[Problem]:
+        """Every broken rule; see `Root.problems`."""
+        return cross_field_problems(config)
