@@ -6,6 +6,7 @@ mesh; no weights and no tokens are needed, and the mesh may be of devices that a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -224,6 +225,11 @@ def build(
     memory: bytes of one device, or None where that cannot be told; it decides `train.passes: auto`.
     Raises ConfigError for a `train.attention` that the devices or the shapes do not allow.
     """
+    if config.optimizer.freeze_layers > spec.num_layers:
+        raise errors.ConfigError(
+            f"optimizer.freeze_layers: {config.optimizer.freeze_layers} is more than the "
+            f"{spec.num_layers} layers of this model"
+        )
     encoder = Encoder(spec)
     objective = _objective(config, spec)
     arrays = {"params": encoder.abstract(), "loss": objective.init()}
@@ -259,6 +265,7 @@ def build(
         optimizer,
         optimizers.make_schedule(config.optimizer, total_steps),
         config.optimizer.clip_norm,
+        functools.partial(optimizers.without_frozen, config.optimizer),
     )
     return Program(
         chosen,

@@ -50,16 +50,16 @@ def mined(folder: Path, sources: dict[str, list[tuple[str, str]]], depth: int = 
     random = np.random.default_rng(4)
     folder.mkdir(parents=True)
     every = [pair for pairs in sources.values() for pair in pairs]
-    corpus = sorted({stored.text_id(document) for _, document in every})
+    corpus = np.array(sorted({stored.text_id(document) for _, document in every}), np.uint64)
     positives: dict[int, set[int]] = {}
     for query, document in every:
         positives.setdefault(stored.text_id(query), set()).add(stored.text_id(document))
     lists, scores, known, known_scores = [], [], [], []
     for query in positives:
         others = [one for one in random.permutation(corpus).tolist() if one not in positives[query]]
-        lists.append(others[:depth])
+        lists.append(np.array(others[:depth], np.uint64))
         scores.append(np.sort(random.uniform(-0.2, 0.9, len(lists[-1])))[::-1])
-        known.append(sorted(positives[query]))
+        known.append(np.array(sorted(positives[query]), np.uint64))
         known_scores.append(np.sort(random.uniform(0.5, 1.0, len(known[-1])))[::-1])
 
     def starts(rows):
@@ -67,10 +67,10 @@ def mined(folder: Path, sources: dict[str, list[tuple[str, str]]], depth: int = 
 
     part = candidates.Candidates(
         np.array(list(positives), np.uint64),
-        np.concatenate(lists).astype(np.uint64),
+        np.concatenate(lists),
         np.concatenate(scores).astype(np.float32),
         starts(lists),
-        np.concatenate(known).astype(np.uint64),
+        np.concatenate(known),
         np.concatenate(known_scores).astype(np.float32),
         starts(known),
     )
