@@ -116,6 +116,8 @@ class ListView:
 
     def query_tokens(self, records: np.ndarray) -> list[np.ndarray]:
         """Token ids of the queries of `records`."""
+        if len(self.parts) == 1:
+            return self.parts[0].queries(self._query(0, np.asarray(records, np.int64)))
         found: list[np.ndarray] = []
         for record in np.asarray(records).tolist():
             part = int(np.searchsorted(self._starts, record, side="right")) - 1
@@ -133,6 +135,8 @@ class ListView:
 
     def document_tokens(self, numbers: np.ndarray) -> list[np.ndarray]:
         """Token ids of documents."""
+        if len(self.parts) == 1:
+            return self.parts[0].documents(np.asarray(numbers, np.int64))
         found: list[np.ndarray] = []
         for number in np.asarray(numbers).tolist():
             part = int(np.searchsorted(self._documents, number, side="right")) - 1
