@@ -75,6 +75,10 @@ class MiningMeshConfig(Section):
 
 
 class MiningReportConfig(Section):
+    negatives: Positive = Field(
+        default=10,
+        description="Candidates that must pass a threshold for a query to count as kept.",
+    )
     queries: Positive = Field(
         default=2000,
         description="Queries whose lists are compared text by text to estimate false negatives, "
