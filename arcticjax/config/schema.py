@@ -4,29 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from arcticjax.config.checks import Problem, cross_field_problems
-from arcticjax.config.contract import MIN_LENGTH, Pooling
+from arcticjax.config.contract import Pooling
+from arcticjax.config.negatives import NegativesConfig
+from arcticjax.config.section import (
+    Fraction,
+    Length,
+    Name,
+    NonNegative,
+    Positive,
+    PositiveNumber,
+    Section,
+    Text,
+)
 
 CROSS_FIELD = "cross_field"
-
-Text = Annotated[str, Field(min_length=1)]
-# A name becomes a folder: it must not climb out of its parent or hide in it.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")]
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Length = Annotated[int, Field(ge=MIN_LENGTH)]
-PositiveNumber = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A section of a config."""
-
-    # Strict: YAML already says what is text, a number or true; "64" or true for 64 is a slip.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Root(Section):
@@ -105,10 +100,30 @@ class SourceConfig(Section):
     )
     path: Text = Field(
         description="A stored source, a Parquet or JSONL[.gz] file or folder of them, hub:NAME or "
-        "tfds:NAME."
+        "tfds:NAME; with data.negatives also beir:FOLDER?split=train, "
+        "msmarco:FOLDER?split=train&negatives=FILE or arctictraining:FOLDER."
     )
     query: Text = Field(default="query", description="Column that holds the query.")
-    document: Text = Field(default="document", description="Column that holds the document.")
+    document: Text = Field(
+        default="document",
+        description="Column that holds the document; with data.negatives also a list of them, all "
+        "of them positives.",
+    )
+    negatives: list[Text] = Field(
+        default=[],
+        description="Columns that hold hard negatives, a text or a list of them each, hardest "
+        "first. []: none.",
+    )
+    scores: list[Text] = Field(
+        default=[],
+        description="Columns that hold a teacher's scores, a number or a list of them each: "
+        "together one for every document and then every negative of the record. []: none.",
+    )
+    candidates: Text | None = Field(
+        default=None,
+        description="Folder of candidates that were mined for this source under its name; hard "
+        "negatives are cut from them by data.negatives.*. null: none.",
+    )
     weight: PositiveNumber | None = Field(
         default=None,
         description="Share of the batches, relative to the other sources' weights; all sources "
@@ -146,6 +161,16 @@ class DataConfig(Section):
         description="Also train on the docstrings of installed Python packages; {} takes the "
         "defaults of data.docstrings.*. null: no.",
     )
+    positives: Positive = Field(
+        default=1,
+        description="Positives of a query in a batch at most, those that the teacher scores "
+        "highest; more than 1 needs data.negatives.",
+    )
+    negatives: NegativesConfig | None = Field(
+        default=None,
+        description="Hard negatives: how they are cut from each source's candidates or negative "
+        "columns; see data.negatives.*. null: the sources are pairs.",
+    )
     query_length: Length = Field(
         default=32, description="Tokens of a query at most, special tokens and prompt included."
     )
@@ -179,6 +204,21 @@ class MatryoshkaSize(Section):
     weight: PositiveNumber = Field(default=1.0, description="Its loss counts so much.")
 
 
+class DistillationConfig(Section):
+    kind: Literal["kl", "margin_mse"] = Field(
+        description="kl: the student's softmax over a query's own documents follows the teacher's; "
+        "margin_mse: its score differences between positives and negatives do."
+    )
+    weight: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="Its share of the loss; the contrastive loss gets the rest."
+    )
+    teacher_temperature: PositiveNumber | None = Field(
+        default=None,
+        description="The teacher's scores are divided by this. null: loss.temperature for kl, 1 "
+        "for margin_mse, which takes cosines as they are.",
+    )
+
+
 class LossConfig(Section):
     temperature: PositiveNumber = Field(
         default=0.02, description="Cosine similarities are divided by this before the softmax."
@@ -190,8 +230,8 @@ class LossConfig(Section):
     )
     in_batch_negatives: bool = Field(
         default=True,
-        description="The other documents of the global batch are a query's negatives. false needs "
-        "hard negatives and is refused in this version.",
+        description="The other documents of the global batch are a query's negatives. false: only "
+        "its own hard negatives are (data.negatives), and no document goes to another device.",
     )
     symmetric: bool = Field(
         default=False,
@@ -213,6 +253,11 @@ class LossConfig(Section):
         default=[],
         description="Sizes that embeddings may be cut to, each trained as an embedding of its own; "
         "see loss.matryoshka.N.*. []: whole embeddings only.",
+    )
+    distillation: DistillationConfig | None = Field(
+        default=None,
+        description="Also learn the teacher's scores of a query's own documents, stored with its "
+        "candidates; see loss.distillation.*. null: no.",
     )
     margin: Annotated[float, Field(ge=-2, le=2)] | None = Field(
         default=None,
@@ -255,6 +300,19 @@ class OptimizerConfig(Section):
         default=0.999, description="Decay of the mean of the squared gradient, per step."
     )
     epsilon: PositiveNumber = Field(default=1e-8, description="Added to AdamW's denominator.")
+    freeze_embeddings: bool = Field(
+        default=False, description="Leave the token, position and type tables as they are."
+    )
+    freeze_layers: NonNegative = Field(
+        default=0,
+        description="Leave so many layers, from the input on, as they are; needs "
+        "freeze_embeddings.",
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0,
+        description="Each layer learns at this share of the rate of the layer above it, the "
+        "embeddings below all of them.",
+    )
     clip_norm: PositiveNumber | None = Field(
         default=1.0, description="Global gradient norm above which it is scaled down. null: never."
     )

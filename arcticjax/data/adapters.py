@@ -53,6 +53,65 @@ def read_pairs(source: SourceConfig) -> Iterator[tuple[str, str]]:
         raise DataError(f"{_where(source, source.path)}: holds no records")
 
 
+def read_records(
+    source: SourceConfig, columns: Mapping[str, str]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Streams whole records of a source as (where it stands, columns to values), values of any
+    kind.
+
+    columns: each column that must be there, and the field of data.sources that names it. Raises
+    DataError as `read_pairs`.
+    """
+    readers: list[tuple[object, str, Iterable[tuple[int, Mapping[str, Any]]]]]
+    if source.path.startswith(HUB):
+        readers = [(source.path, "record", _hub_records(source))]
+    elif source.path.startswith(TFDS):
+        readers = [(source.path, "record", _tfds_records(source))]
+    else:
+        readers = [
+            (file, "row", _parquet_records(source, file, columns))
+            if _kind(file) == "parquet"
+            else (file, "line", _json_lines(source, file))
+            for file in source_files(source)
+        ]
+    found = False
+    for place, unit, records in readers:
+        for number, record in records:
+            found = True
+            where = f"{_where(source, place)}, {unit} {number}"
+            for column, field in columns.items():
+                if column not in record:
+                    raise DataError(_no_column(where, field, column, list(record)))
+            yield where, record
+    if not found:
+        raise DataError(f"{_where(source, source.path)}: holds no records")
+
+
+def json_lines(source: SourceConfig, file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """(line number, object) of each line of a JSONL[.gz] file that is not blank."""
+    return _json_lines(source, file)
+
+
+def text_lines(source: SourceConfig, file: Path) -> Iterator[tuple[str, list[str]]]:
+    """(where it stands, fields) of each line of a tab-separated text file, plain or gzipped."""
+    number = 0
+    try:
+        opener = gzip.open if file.name.lower().endswith(".gz") else open
+        with cast(BinaryIO, opener(file, "rb")) as lines:
+            for number, line in enumerate(lines, 1):
+                fields = line.decode("utf-8-sig").rstrip("\r\n").split("\t")
+                yield f"{_where(source, file)}, line {number}", fields
+    except (EOFError, zlib.error, OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{_where(source, file)}: cannot be read after line {number} ({_one_line(error)})"
+        ) from error
+
+
+def options(source: SourceConfig, prefix: str, known: set[str]) -> tuple[str, dict[str, str]]:
+    """Name and options of `prefix:NAME?key=value&..`; DataError for an unknown one."""
+    return _options(source, prefix, known)
+
+
 def identity(source: SourceConfig) -> dict[str, Any]:
     """What the pairs of a source depend on, as JSON: columns, and name, size and time of its files.
 
@@ -134,6 +193,26 @@ def _read_parquet(source: SourceConfig, file: Path) -> Iterator[tuple[str, str]]
                     row += 1
                     yield _checked(pair, source, where, f"row {row}")
     except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{where}: cannot be read as Parquet after row {row} ({_one_line(error)}); "
+            "the file is damaged or incomplete"
+        ) from error
+
+
+def _parquet_records(
+    source: SourceConfig, file: Path, columns: Mapping[str, str]
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    where, row = _where(source, file), 0
+    try:
+        with parquet.ParquetFile(file, buffer_size=_PARQUET_BUFFER, pre_buffer=False) as table:
+            for column, field in columns.items():
+                if column not in table.schema_arrow.names:
+                    raise DataError(_no_column(where, field, column, table.schema_arrow.names))
+            for batch in table.iter_batches(_PARQUET_ROWS, columns=list(columns)):
+                for record in batch.to_pylist():
+                    row += 1
+                    yield row, record
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{where}: cannot be read as Parquet after row {row} ({_one_line(error)}); "
             "the file is damaged or incomplete"

@@ -176,7 +176,7 @@ def apply(cut: Cut, candidates: Candidates, *, minimum: int, most_positives: int
         candidates.positive_scores_QP, np.maximum(positives_QP, 0), axis=1
     )
     scores_QP = np.where(in_use_QP, scores_QP, np.nan)
-    answerable_Q = in_use_QP.any(axis=1)
+    answerable_Q = np.asarray(in_use_QP.any(axis=1))
     for threshold in (cut.upper, cut.lower):
         if threshold is not None:
             answerable_Q &= ~np.isnan(threshold.limits(scores_QP))

@@ -17,8 +17,7 @@ from jax.sharding import Mesh
 
 from arcticjax import errors
 from arcticjax.config.schema import RunConfig
-from arcticjax.data import assemble, layout, pipeline
-from arcticjax.data.catalog import SourceView
+from arcticjax.data import assemble, layout, list_pipeline, pipeline
 from arcticjax.data.draw import Draw
 from arcticjax.models import attention_choice
 from arcticjax.models.bert import Remat
@@ -30,7 +29,7 @@ from arcticjax.step import activations
 from arcticjax.step import optimizer as optimizers
 from arcticjax.step import state as states
 from arcticjax.step import train as steps
-from arcticjax.step.objective import Objective
+from arcticjax.step.objective import Distillation, Objective
 from arcticjax.step.state import State
 
 # Token slots of a microbatch at most, where train.microbatch is left out: what keeps a platform's
@@ -76,10 +75,12 @@ class Program:
     def announcement(self) -> dict[str, Any]:
         """The step's entry among `compiled_shapes`."""
         shapes = self.shapes
+        lists = {"positives": shapes.positives, "negatives": shapes.negatives}
         return {
             "program": "train_step",
             "devices": shapes.devices,
             "pairs_per_device": shapes.pairs,
+            **(lists if shapes.documents > shapes.pairs else {}),
             "microbatches": shapes.microbatches,
             "rows": shapes.rows,
             "row_length": shapes.row_length,
@@ -116,24 +117,31 @@ class Program:
         """A batch as shapes, dtypes and shardings: that of `pipeline.HostBatch.arrays`, global."""
         shapes = self.shapes
         grid = (shapes.microbatches, shapes.rows)
+        queries, objective = (shapes.pairs,), self.objective
         sizes: dict[str, tuple[int, ...]] = {
             "tokens": (*grid, shapes.row_length),
             "starts": (*grid, shapes.slots),
             "lengths": (*grid, shapes.slots),
             "places": (*grid, shapes.slots),
             "microbatches": (),
-            "positives": (shapes.pairs, 1),
-            "row_groups": (shapes.pairs,),
-            "column_groups": (shapes.documents,),
+            "positives": (*queries, shapes.positives),
         }
+        if objective.in_batch_negatives:
+            sizes |= {"row_groups": queries, "column_groups": (shapes.documents,)}
+        if not objective.in_batch_negatives or objective.distillation is not None:
+            sizes["negatives"] = (*queries, shapes.negatives)
+        if objective.distillation is not None:
+            sizes["teacher"] = (*queries, shapes.positives + shapes.negatives)
         batch = {
-            name: jax.ShapeDtypeStruct((shapes.devices, *size), jnp.int32)
+            name: jax.ShapeDtypeStruct(
+                (shapes.devices, *size), jnp.float32 if name == "teacher" else jnp.int32
+            )
             for name, size in sizes.items()
         }
         return meshes.lying(batch, meshes.batch_sharding(self.mesh))
 
 
-def make_draw(config: RunConfig, views: Sequence[SourceView]) -> Draw:
+def make_draw(config: RunConfig, views: Sequence[Any]) -> Draw:
     """Which records make up each global batch of a config."""
     weights = [view.weight for view in views]
     return Draw(
@@ -147,25 +155,58 @@ def make_draw(config: RunConfig, views: Sequence[SourceView]) -> Draw:
 def choose_shapes(
     config: RunConfig,
     spec: ModelSpec,
-    views: Sequence[SourceView],
+    views: Sequence[Any],
     draw: Draw,
     sides: Mapping[Any, assemble.Template],
     mesh: Mesh,
 ) -> layout.Shapes:
     """The shapes of a config's training step on a mesh, from the lengths of its data."""
     platform = mesh.devices.flat[0].platform
-    return pipeline.choose_shapes(
-        views,
-        draw,
+    devices, lists = mesh.devices.size, config.data.negatives
+    sample = pipeline.sample_lengths if lists is None else list_pipeline.sample_lengths
+    return pipeline.shapes_for(
+        sample(views, draw, sides["query"], sides["document"], devices),
         sides["query"],
         sides["document"],
-        devices=mesh.devices.size,
+        devices=devices,
+        pairs=draw.global_batch // devices,
         row_length=config.data.row_length,
         rows=config.train.microbatch,
         hidden_size=spec.hidden_size,
         intermediate_size=spec.intermediate_size,
         most_tokens=_MICROBATCH_TOKENS.get(platform, _MICROBATCH_TOKENS_ELSEWHERE),
         overhead_tokens=_OVERHEAD_TOKENS.get(platform, _OVERHEAD_TOKENS_ELSEWHERE),
+        positives=config.data.positives,
+        negatives=0 if lists is None else lists.count,
+    )
+
+
+def make_builder(
+    config: RunConfig,
+    views: Sequence[Any],
+    draw: Draw,
+    shapes: layout.Shapes,
+    sides: Mapping[Any, assemble.Template],
+    local: Sequence[int],
+    total_steps: int,
+    pad_id: int,
+) -> pipeline.BatchBuilder | list_pipeline.ListBatchBuilder:
+    """What builds the batches of a config; local: positions of this process's devices."""
+    if config.data.negatives is None:
+        return pipeline.BatchBuilder(
+            views, draw, shapes, sides["query"], sides["document"], local, pad_id
+        )
+    return list_pipeline.ListBatchBuilder(
+        views,
+        draw,
+        shapes,
+        sides["query"],
+        sides["document"],
+        local,
+        total_steps=total_steps,
+        shared=config.loss.in_batch_negatives,
+        taught=config.loss.distillation is not None,
+        pad_id=pad_id,
     )
 
 
@@ -250,6 +291,13 @@ def _objective(config: RunConfig, spec: ModelSpec) -> Objective:
         margin=loss.margin,
         gather_dtype=loss.gather,
         tile=loss.tile,
+        in_batch_negatives=loss.in_batch_negatives,
+        distillation=loss.distillation
+        and Distillation(
+            loss.distillation.kind,
+            loss.distillation.weight,
+            loss.distillation.teacher_temperature,
+        ),
     )
 
 

@@ -267,6 +267,8 @@ def _announce(ready: setup.Setup, report: Report, start: int) -> list[dict[str, 
         f"data     {len(ready.data.views)} sources, {sum(map(len, ready.data.views)):,} pairs: "
         f"{sizes}"
     )
+    for note in ready.data.notes:
+        report.note(f"cut      {note}")
     report.note(
         f"devices  {shapes.devices} x {devices.device_kind} ({devices.platform}), "
         f"{jax.process_count()} process(es), {config.train.precision}"
