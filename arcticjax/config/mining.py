@@ -9,7 +9,8 @@ from pydantic import Field
 
 from arcticjax.config.checks import Problem, Unknown
 from arcticjax.config.contract import Pooling
-from arcticjax.config.schema import Length, Name, NonNegative, Positive, Root, Section, Text
+from arcticjax.config.schema import Length, Name, Root, Text
+from arcticjax.config.section import NonNegative, Positive, Section
 
 
 class InputConfig(Section):
