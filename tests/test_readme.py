@@ -23,7 +23,7 @@ FIELDS = {
     for schema in SCHEMAS.values()
     for field in re.findall(r"^  ([a-z_]+(?:\.[A-Za-z_0-9]+)*):", describe(schema), re.MULTILINE)
 }
-FILE_ENDINGS = (".safetensors", ".log", ".lock", ".md", ".html", ".json")
+FILE_ENDINGS = (".safetensors", ".log", ".lock", ".md", ".html", ".json", ".jsonl")
 SECTIONS = {name for schema in SCHEMAS.values() for name in schema.model_fields}
 
 

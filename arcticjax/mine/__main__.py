@@ -7,6 +7,7 @@ import logging
 import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from arcticjax import config as configs
@@ -66,7 +67,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="QUERY/DOCUMENT",
         help="with --plan: mean tokens of queries and documents as encoded",
     )
+    parser.add_argument(
+        "--relabel",
+        nargs=2,
+        metavar=("DIR", "FILE"),
+        help="copy the candidates of DIR to --output with the scores of FILE (Parquet: query_id, "
+        "document_id, score), and stop",
+    )
+    parser.add_argument(
+        "--merge",
+        nargs="+",
+        metavar="DIR",
+        help="write the candidates of several teachers for the same inputs as one to --output, "
+        "and stop",
+    )
     options = parser.parse_args(arguments)
+    if options.relabel or options.merge:
+        _derive(options.relabel, options.merge, options.output)
+        return 0
     if options.sweep and options.output is not None and options.config is None:
         _sweep(options.output, options.negatives)
         return 0
@@ -114,6 +132,23 @@ def _sweep(output: str, minimum: int) -> None:
         path = folder / f"{group.name}-sweep.png"
         files.write_whole(path, lambda file, picture=picture: file.write(picture))
         print(f"{path}\n")
+
+
+def _derive(
+    relabelled: Sequence[str] | None, merged: Sequence[str] | None, output: str | None
+) -> None:
+    from arcticjax.data import candidates
+    from arcticjax.mine import derive
+
+    if output is None:
+        raise errors.ConfigError("--output DIR is missing: where the new candidates go")
+    if relabelled:
+        folder, file = candidates.open_candidates(relabelled[0]), Path(relabelled[1])
+        count = derive.relabel(folder, file.expanduser(), Path(output))
+        print(f"{output}: {count:,} scores replaced")
+    if merged:
+        derive.merge([candidates.open_candidates(one) for one in merged], Path(output))
+        print(f"{output}: {len(merged)} teachers' candidates as one")
 
 
 def _plan(config: configs.MineConfig, counts: str, topology: str, lengths: str) -> None:

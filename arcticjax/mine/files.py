@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -34,3 +35,9 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         record_files.sync(temporary)
         temporary.replace(path)
         record_files.sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))

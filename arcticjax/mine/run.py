@@ -17,7 +17,7 @@ from arcticjax.config import MineConfig
 from arcticjax.data import candidates, record_files
 from arcticjax.errors import ConfigError, ResourceError
 from arcticjax.mine import inputs, report, statistics
-from arcticjax.mine.files import explained, write_whole
+from arcticjax.mine.files import explained, write_json
 from arcticjax.mine.inputs import Pool
 from arcticjax.mine.progress import Progress, say
 from arcticjax.mine.search import Search, block_size
@@ -184,12 +184,6 @@ def _report(config: MineConfig, output: Path, pools: list[Pool]) -> None:
         ]
         report.write_report(folder, opened.manifest, found)
     say(f"{folder / report.MARKDOWN}: the report; report.html beside it needs no other file")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def _identity(config: MineConfig, teacher: Teacher, pools: list[Pool]) -> dict[str, Any]:
