@@ -9,7 +9,8 @@ from pydantic import Field
 
 from arcticjax.config.checks import Problem, Unknown
 from arcticjax.config.contract import Pooling
-from arcticjax.config.schema import Length, Name, NonNegative, Positive, Root, Section, Text
+from arcticjax.config.schema import Length, Name, Root, Text
+from arcticjax.config.section import NonNegative, Positive, Section
 
 
 class InputConfig(Section):
@@ -75,6 +76,10 @@ class MiningMeshConfig(Section):
 
 
 class MiningReportConfig(Section):
+    negatives: Positive = Field(
+        default=10,
+        description="Candidates that must pass a threshold for a query to count as kept.",
+    )
     queries: Positive = Field(
         default=2000,
         description="Queries whose lists are compared text by text to estimate false negatives, "

@@ -12,8 +12,9 @@ decided by whoever reads them; nothing here is cut by score.
     positive_ids      list of the ids of the query's known positives, as ordered as candidates are
     positive_scores   list of float32, descending
 
-Candidates are the query's `top_k` best documents of the corpus without its positives, so they are
-fewer than `top_k` by as many positives as were among those. Equal texts have one id. Ids are of one
+Candidates are the query's `top_k` best documents of the corpus, of which its positives and a
+document that is the query's own text are left out, so they may be fewer. A positive was among those
+best if it scores no less than the last candidate. Equal texts have one id. Ids are of one
 kind in a group: `text` are 64-bit ids of texts (`stored.text_id`, what the sidecars of stored
 sources hold), `own` are a BEIR folder's own ids (of equal documents the first by code point).
 """
@@ -71,7 +72,7 @@ class Group:
     """Queries that were mined against one corpus.
 
     sources: names of the inputs its queries come from. queries, documents: how many, each text
-    counted once. corpus_sha256: over the documents' ids and what the teacher reads of them.
+    counted once. sha256: over the inputs' content.
     """
 
     name: str
@@ -79,7 +80,7 @@ class Group:
     kind: IdKind
     queries: int
     documents: int
-    corpus_sha256: str
+    sha256: str
     files: tuple[str, ...]
 
 
@@ -101,7 +102,7 @@ class CandidateFolder:
                 group["kind"],
                 group["queries"],
                 group["documents"],
-                group["corpus_sha256"],
+                group["sha256"],
                 tuple(group["files"]),
             )
             for group in manifest["groups"]

@@ -26,12 +26,12 @@ from arcticjax.config import RunConfig, differences, dump_config, load_config
 from arcticjax.export import certificate
 from arcticjax.parallel import compilation_cache, distributed
 from arcticjax.parallel import mesh as meshes
+from arcticjax.parallel.stop import StopSignal
 from arcticjax.step import activations
 from arcticjax.step import state as states
 from arcticjax.train import alike, result, setup
 from arcticjax.train.loop import Loop, Totals
 from arcticjax.train.report import Report
-from arcticjax.train.stop import StopSignal
 
 # Fields that may change when a run resumes: they do not change what is learned.
 _FREE = (

@@ -47,7 +47,7 @@ def folder(path, kind="text", shards=1, queries=3):
         "kind": kind,
         "queries": queries * shards,
         "documents": 9,
-        "corpus_sha256": "00",
+        "sha256": "00",
         "files": names,
     }
     manifest = {
