@@ -23,7 +23,8 @@ from arcticjax.config.schema import SourceConfig
 from arcticjax.data import adapters, lists, training_sets
 from arcticjax.data.candidates import CandidateFolder, Group, open_candidates
 from arcticjax.data.lists import ListWriter, StoredLists
-from arcticjax.data.stored import StoredSource
+from arcticjax.data.stored import StoredSource, has_own_manifest
+from arcticjax.data.stored import open_source as open_stored
 from arcticjax.errors import DataError
 from arcticjax.models.tokenizer import TextTokenizer
 
@@ -56,14 +57,14 @@ def open_source(
     folder = None if source.candidates is None else open_candidates(source.candidates)
     origin = {
         "columns": [source.query, source.document, source.negatives, source.scores],
-        "files": training_sets.identity(source) or adapters.identity(source),
+        "files": _identity(source),
         "candidates": folder and folder.fingerprint,
         "others": [],
     }
     group = None if folder is None else folder.group_of(source.name)
     if group is not None and group.kind == "text":
         shared = [other for other in others if other.name in group.sources]
-        origin["others"] = [adapters.identity(other) for other in shared]
+        origin["others"] = [_identity(other) for other in shared]
     else:
         shared = []
     key = hashlib.sha256(
@@ -83,11 +84,40 @@ def open_source(
             return
         if training_sets.knows(source.path):
             records = training_sets.read(source, tokenizer, writer)
+        elif _is_stored(source):
+            records = _stored_records(pairs(source), writer)
         else:
             records = _column_records(source, writer)
         _write_entries(writer, records)
 
     return lists.write(directory, source.name, tokenizer, fill)
+
+
+def _is_stored(source: SourceConfig) -> bool:
+    return has_own_manifest(Path(source.path).expanduser())
+
+
+def _identity(source: SourceConfig) -> Any:
+    """What the texts of a source depend on, as JSON."""
+    if training_sets.knows(source.path):
+        return training_sets.identity(source)
+    if _is_stored(source):
+        return open_stored(Path(source.path).expanduser()).fingerprint
+    return adapters.identity(source)
+
+
+def _stored_records(pool: StoredSource, writer: ListWriter) -> Iterator[training_sets.Record]:
+    """Records of stored pairs, which have no negatives."""
+    for start in range(0, len(pool), _READ):
+        records = np.arange(start, min(start + _READ, len(pool)))
+        ids = zip(
+            pool.query_ids[records].tolist(), pool.document_ids[records].tolist(), strict=True
+        )
+        for (query_id, document_id), query, document in zip(ids, *pool.read(records), strict=True):
+            document = writer.tokens("document", document_id, document.copy())
+            yield training_sets.Record(
+                writer.tokens("query", query_id, query.copy()), [(document, math.nan)], []
+            )
 
 
 def _column_records(source: SourceConfig, writer: ListWriter) -> Iterator[training_sets.Record]:

@@ -52,11 +52,9 @@ def knows(path: str) -> bool:
     return path.startswith((BEIR, MSMARCO, ARCTIC))
 
 
-def identity(source: SourceConfig) -> list[Any] | None:
+def identity(source: SourceConfig) -> list[Any]:
     """What a source of this module depends on, as JSON: its path, and its files' name, size and
-    time; None for other sources."""
-    if not knows(source.path):
-        return None
+    time."""
     folder, _ = _place(source)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     stats = [(str(path), path.stat()) for path in files]

@@ -82,7 +82,7 @@ def mined(folder: Path, sources: dict[str, list[tuple[str, str]]], depth: int = 
         "kind": "text",
         "queries": len(positives),
         "documents": len(corpus),
-        "corpus_sha256": "0" * 64,
+        "sha256": "0" * 64,
         "files": [name],
     }
     manifest = {

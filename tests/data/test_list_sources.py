@@ -249,6 +249,13 @@ def test_mined_candidates_of_pairs(tmp_path, opened, tokenizer):
     with pytest.raises(DataError, match=r"names \d+ documents .*one, two.* in data.sources"):
         opened(**fields)
 
+    # The same pairs in stored form: token ids without text.
+    stored_one = catalog.open_cached(sources["one"], tmp_path / "cache", tokenizer)
+    again = opened(others=[sources["two"]], path=str(stored_one.directory), candidates=str(folder))
+    assert again.directory != found.directory and again.fingerprint == found.fingerprint
+    alone = opened(path=str(stored_one.directory))
+    assert len(alone) == 30 and not alone.scored
+
 
 def test_mined_candidates_of_other_data(tmp_path, opened):
     parquet.write_table(
