@@ -1,6 +1,7 @@
 """The command on eight fake devices, in this process; one program is compiled for all tests."""
 
 import json
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -184,7 +185,7 @@ def test_fine_tuning_recipes_are_of_the_settings_they_name(recipe):
     assert (config.data.query_length, config.data.document_length) == (512, 512)
     assert not config.loss.in_batch_negatives
     [name] = re.findall(r"--topology (\S+)", text)
-    assert config.train.global_batch % (topology.parse(name).devices or 0) == 0
+    assert config.train.global_batch % math.prod(topology.parse(name).sides) == 0
     # Ten negatives and up to three positives of each query.
     shapes = [one.select(np.arange(4), 0, 0.0).documents_BC.shape for one in found.views]
     assert shapes == [(4, 10 + config.data.positives)]

@@ -3,7 +3,6 @@
 from collections import Counter
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -118,7 +117,7 @@ def test_the_loss_is_its_definition(ran, view, params, case):
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["own", "shared"])
+@pytest.mark.parametrize("case", ["own", pytest.param("shared", marks=pytest.mark.slow)])
 def test_eight_devices_give_the_loss_and_gradient_of_one(ran, case):
     (one, gradient_one, _), (many, gradient_many, _) = ran(case, 1), ran(case, 8)
     for name in ("loss", "accuracy", "positive_score", "hardest_negative_score"):
@@ -189,10 +188,13 @@ def _groups(selected, place):
 
 
 def _embedded(texts, template, params):
-    tokens, starts, lengths = map(jnp.asarray, plain.padded(texts, template))
-    params = jax.tree.map(jnp.asarray, params)
-    vectors = Encoder(tiny.SPEC).embed(params, tokens, starts, lengths, pooling="mean")
+    vectors = _embed(params, *plain.padded(texts, template))
     return np.asarray(vectors, np.float64)[:, 0]
+
+
+@jax.jit
+def _embed(params, tokens, starts, lengths):
+    return Encoder(tiny.SPEC).embed(params, tokens, starts, lengths, pooling="mean")
 
 
 def _softmax(values):
