@@ -71,7 +71,7 @@ def read_records(
         readers = [
             (file, "row", _parquet_records(source, file, columns))
             if _kind(file) == "parquet"
-            else (file, "line", _json_lines(source, file))
+            else (file, "line", json_lines(source, file))
             for file in source_files(source)
         ]
     found = False
@@ -87,11 +87,6 @@ def read_records(
         raise DataError(f"{_where(source, source.path)}: holds no records")
 
 
-def json_lines(source: SourceConfig, file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(line number, object) of each line of a JSONL[.gz] file that is not blank."""
-    return _json_lines(source, file)
-
-
 def text_lines(source: SourceConfig, file: Path) -> Iterator[tuple[str, list[str]]]:
     """(where it stands, fields) of each line of a tab-separated text file, plain or gzipped."""
     number = 0
@@ -105,11 +100,6 @@ def text_lines(source: SourceConfig, file: Path) -> Iterator[tuple[str, list[str
         raise DataError(
             f"{_where(source, file)}: cannot be read after line {number} ({_one_line(error)})"
         ) from error
-
-
-def options(source: SourceConfig, prefix: str, known: set[str]) -> tuple[str, dict[str, str]]:
-    """Name and options of `prefix:NAME?key=value&..`; DataError for an unknown one."""
-    return _options(source, prefix, known)
 
 
 def identity(source: SourceConfig) -> dict[str, Any]:
@@ -256,10 +246,10 @@ def _texts(array: pa.Array, where: str, column: str, offset: int) -> list[Any]:
 
 
 def _read_jsonl(source: SourceConfig, file: Path) -> Iterator[tuple[str, str]]:
-    return _read_records(source, file, "line", _json_lines(source, file))
+    return _read_records(source, file, "line", json_lines(source, file))
 
 
-def _json_lines(source: SourceConfig, file: Path) -> Iterator[tuple[int, Any]]:
+def json_lines(source: SourceConfig, file: Path) -> Iterator[tuple[int, Any]]:
     """(line number, object) of each line that is not blank."""
     where = _where(source, file)
     number = 0
@@ -316,7 +306,7 @@ def _read_records(
 
 
 def _hub_records(source: SourceConfig) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    name, options = _options(source, HUB, {"config", "split", "revision"})
+    name, options = read_options(source, HUB, {"config", "split", "revision"})
     datasets = _library("datasets", source, "pip install datasets")
     try:
         dataset = datasets.load_dataset(
@@ -334,7 +324,7 @@ def _hub_records(source: SourceConfig) -> Iterator[tuple[int, Mapping[str, Any]]
 
 
 def _tfds_records(source: SourceConfig) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    name, options = _options(source, TFDS, {"data_dir", "split"})
+    name, options = read_options(source, TFDS, {"data_dir", "split"})
     tfds = _library("tensorflow_datasets", source, "pip install tensorflow-datasets")
     try:
         folder = os.path.expanduser(name)
@@ -355,7 +345,7 @@ def _decoded(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _options(source: SourceConfig, prefix: str, known: set[str]) -> tuple[str, dict[str, str]]:
+def read_options(source: SourceConfig, prefix: str, known: set[str]) -> tuple[str, dict[str, str]]:
     """Name and options of `prefix:NAME?key=value&..`."""
     name, _, query = source.path.removeprefix(prefix).partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))

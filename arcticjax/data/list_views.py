@@ -198,11 +198,13 @@ def _kept(lists: StoredLists, policy: Policy) -> tuple[np.ndarray, list[Yield]]:
     Raises DataError where none is left, or where thresholds stand on scores that are not there.
     """
     cuts = list(dict.fromkeys(cut for _, cut in policy.stages))
-    if not lists.scored and any(cut.upper or cut.lower or cut.retrieved for cut in cuts):
+    by_score = policy.sampling == "weighted" and policy.count > 0
+    by_score |= any(cut.upper or cut.lower or cut.retrieved for cut in cuts)
+    if by_score and not lists.scored:
         raise DataError(
-            f"source {lists.name!r}: data.negatives.thresholds and retrieved_positives need a "
-            "teacher's scores, which its negatives do not have; give data.sources scores or "
-            "candidates, or choose by data.negatives.window alone"
+            f"source {lists.name!r}: data.negatives.thresholds, retrieved_positives and sampling: "
+            "weighted need a teacher's scores, which its negatives or positives do not all have; "
+            "give data.sources scores or candidates, or choose by data.negatives.window alone"
         )
     totals = [Yield() for _ in cuts]
     kept_Q = np.ones(len(lists), bool)

@@ -61,9 +61,9 @@ class Policy:
         # A step is where its count says, whatever rounding 0.3 * 10 suffered.
         return [cut for start, cut in self.stages if start <= progress + 1e-9][-1]
 
-    def eligible(self, lists: StoredLists, queries: np.ndarray, cut: Cut) -> tuple[
-        Candidates, Eligible
-    ]:  # fmt: skip
+    def eligible(
+        self, lists: StoredLists, queries: np.ndarray, cut: Cut
+    ) -> tuple[Candidates, Eligible]:
         """The lists of some queries, and what the cut leaves of them."""
         found = lists.lists(queries)
         if self.near_duplicates is not None:

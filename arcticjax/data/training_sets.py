@@ -100,7 +100,7 @@ def beir_texts(source: SourceConfig, folder: Path, what: str) -> Iterator[tuple[
 
 def _place(source: SourceConfig) -> tuple[Path, dict[str, str]]:
     prefix = next(one for one in _OPTIONS if source.path.startswith(one))
-    name, options = adapters.options(source, prefix, _OPTIONS[prefix])
+    name, options = adapters.read_options(source, prefix, _OPTIONS[prefix])
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise DataError(f"source {source.name!r}, {folder}: no such folder")

@@ -389,6 +389,8 @@ def test_thresholds_need_scores(tmp_path, opened):
     found = opened(path=str(file), document="pos", negatives=["neg"])
     with pytest.raises(DataError, match="need a teacher's scores"):
         ListView("one", [found], policy(count=1, thresholds=upper(0.5)))
+    with pytest.raises(DataError, match="need a teacher's scores"):
+        ListView("one", [found], policy(count=1, sampling="weighted"))
     assert len(ListView("one", [found], policy(count=1))) == 1
 
 
