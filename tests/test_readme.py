@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from arcticjax import errors
-from arcticjax.config import RunConfig, load_config
+from arcticjax.config import MineConfig, RunConfig, load, load_config
 from arcticjax.config.fields import describe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,9 +18,15 @@ COMMANDS = (
     "pip install uv && uv run python -m arcticjax.train --config configs/quickstart.yaml",
     "pip install uv && uv run --group test pytest",
 )
-FIELDS = set(re.findall(r"^  ([a-z_]+(?:\.[A-Za-z_0-9]+)+):", describe(), re.MULTILINE))
-FILE_ENDINGS = (".safetensors", ".log", ".lock")
-SECTIONS = set(RunConfig.model_fields)
+# What a config is read as, by its folder below configs/.
+SCHEMAS = {"configs": RunConfig, "mine": MineConfig}
+FIELDS = {
+    field
+    for schema in SCHEMAS.values()
+    for field in re.findall(r"^  ([a-z_]+(?:\.[A-Za-z_0-9]+)*):", describe(schema), re.MULTILINE)
+}
+FILE_ENDINGS = (".safetensors", ".log", ".lock", ".md", ".html", ".json", ".jsonl")
+SECTIONS = {name for schema in SCHEMAS.values() for name in schema.model_fields}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -31,7 +37,7 @@ def test_ci_runs_the_two_commands_as_typed(command):
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda f: f.name)
 def test_every_config_loads(file):
-    load_config(file)
+    load(SCHEMAS[file.parent.name], file)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

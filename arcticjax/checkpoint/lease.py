@@ -54,9 +54,12 @@ class Owner:
 class Lease:
     """A held lease: beats until released, at the latest when the interpreter exits."""
 
-    def __init__(self, path: Path, owner: Owner, heartbeat_seconds: float) -> None:
+    def __init__(
+        self, path: Path, owner: Owner, heartbeat_seconds: float, field: str = "run.directory"
+    ) -> None:
         self.path = path
         self.owner = owner
+        self._field = field
         self._lost = False
         self._stop = threading.Event()
         self._thread = threading.Thread(
@@ -80,7 +83,7 @@ class Lease:
         """Raises ConfigError when the lease was lost, so that the run stops before it writes."""
         if self._lost:
             raise ConfigError(
-                f"run.directory {self.path.parent} was taken over by another run (this process was "
+                f"{self._field} {self.path.parent} was taken over by another run (this process was "
                 f"suspended for long, or {self.path.name} was removed): nothing more is written; "
                 "use a directory per run"
             )
@@ -119,8 +122,11 @@ def claim(
     *,
     heartbeat_seconds: float = HEARTBEAT_SECONDS,
     stale_seconds: float = STALE_SECONDS,
+    field: str = "run.directory",
 ) -> Lease:
     """Takes the lease in the lock file `path`; raises ConfigError naming the owner if it is held.
+
+    field: what the folder of `path` is called in the config, for messages.
 
     An owner on this machine is held to be alive as long as its process is. Any other is believed as
     long as its heartbeat moves: a heartbeat older than `stale_seconds` is taken over with a
@@ -144,25 +150,25 @@ def claim(
                 alive = True
             if alive or (owner and time.monotonic() > deadline):
                 raise ConfigError(
-                    f"run.directory {path.parent} is in use by {owner}: two runs must not share "
-                    "a directory; wait for it, stop it, or set another run.directory"
+                    f"{field} {path.parent} is in use by {owner}: two runs must not share "
+                    f"a directory; wait for it, stop it, or set another {field}"
                 )
             if alive is False:
                 if owner:
                     _log.warning(
-                        "taking over run.directory %s from %s, which ended without releasing it "
-                        "(last heartbeat %d s ago)", path.parent, owner, age,
+                        "taking over %s %s from %s, which ended without releasing it "
+                        "(last heartbeat %d s ago)", field, path.parent, owner, age,
                     )  # fmt: skip
                 _write(descriptor, me)
                 break
             if first_beat is None and owner:
                 _log.warning(
-                    "run.directory %s was claimed by %s, which cannot be seen from here: waiting "
-                    "up to %d s for a sign of life", path.parent, owner, stale_seconds - age,
+                    "%s %s was claimed by %s, which cannot be seen from here: waiting up to "
+                    "%d s for a sign of life", field, path.parent, owner, stale_seconds - age,
                 )  # fmt: skip
                 first_beat, waiting_for = beat, owner.token
         time.sleep(min(_POLL_SECONDS, stale_seconds / 4))
-    return Lease(path, me, heartbeat_seconds)
+    return Lease(path, me, heartbeat_seconds, field)
 
 
 @contextlib.contextmanager

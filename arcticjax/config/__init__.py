@@ -2,7 +2,8 @@
 
 from arcticjax.config.contract import TextContract
 from arcticjax.config.fields import describe
-from arcticjax.config.load import differences, dump_config, load_config
+from arcticjax.config.load import differences, dump_config, load, load_config
+from arcticjax.config.mining import ContractConfig, InputConfig, MineConfig
 from arcticjax.config.schema import (
     CheckpointConfig,
     DataConfig,
@@ -22,12 +23,15 @@ from arcticjax.config.schema import (
 
 __all__ = [
     "CheckpointConfig",
+    "ContractConfig",
     "DataConfig",
     "DocstringsConfig",
     "EvaluationConfig",
     "ExportConfig",
+    "InputConfig",
     "LossConfig",
     "MeshConfig",
+    "MineConfig",
     "ModelConfig",
     "OptimizerConfig",
     "ReportConfig",
@@ -39,5 +43,6 @@ __all__ = [
     "describe",
     "differences",
     "dump_config",
+    "load",
     "load_config",
 ]

@@ -70,12 +70,14 @@ class Place:
         return any(_bare(o) is str for o in _options(self.annotation))
 
 
-ROOT = Place(RunConfig, (), None)
+def root(schema: type[BaseModel]) -> Place:
+    """The place of a whole config."""
+    return Place(schema, (), None)
 
 
-def place(path: Path) -> Place | None:
+def place(path: Path, schema: type[BaseModel] = RunConfig) -> Place | None:
     """The place of a path, or None if the schema has no such path."""
-    here = ROOT
+    here = root(schema)
     for part in path:
         below = _below(here, part)
         if below is None:
@@ -84,34 +86,34 @@ def place(path: Path) -> Place | None:
     return here
 
 
-def longest(location: Path) -> Path:
+def longest(location: Path, schema: type[BaseModel] = RunConfig) -> Path:
     """The path within pydantic's error location, which also names branches of unions."""
     path: Path = ()
     for part in location:
-        if place((*path, part)) is not None:
+        if place((*path, part), schema) is not None:
             path = (*path, part)
     return path
 
 
-def field_names() -> list[str]:
+def field_names(schema: type[BaseModel] = RunConfig) -> list[str]:
     """Every dotted path to a field that is no section, lists of sections left out."""
     return [
         ".".join(map(str, path))
-        for path, found in _walk((), ROOT)
+        for path, found in _walk((), root(schema))
         if "N" not in path and not _is_section(found.annotation)
     ]
 
 
-def describe() -> str:
+def describe(schema: type[BaseModel] = RunConfig) -> str:
     """Every field of a config: dotted path, type, default and meaning, grouped by section."""
     lines = [
         "Fields of a config file; --set PATH=VALUE gives one on the command line. Relative paths",
         "start at the working directory, except where a field says otherwise.",
     ]
-    for path, found in _walk((), ROOT):
+    for path, found in _walk((), root(schema)):
         assert found.field is not None
         description = found.field.description or ""
-        if len(path) == 1:
+        if len(path) == 1 and _is_section(found.annotation):
             lines += ["", f"{path[0]}: {description}"]
             continue
         phrase = found.expected

@@ -6,20 +6,27 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from arcticjax.config import yaml_text
-from arcticjax.config.checks import Unknown, cross_field_problems, nearest
-from arcticjax.config.fields import ROOT, Path, Place, field_names, longest, place
-from arcticjax.config.schema import CROSS_FIELD, RunConfig
+from arcticjax.config.checks import Unknown, nearest
+from arcticjax.config.fields import Path, Place, field_names, longest, place, root
+from arcticjax.config.schema import CROSS_FIELD, Root, RunConfig
 from arcticjax.errors import ConfigError
 
 _PART = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]+")
 
+Config = TypeVar("Config", bound=Root)
+
 
 def load_config(path: str | FilePath, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config of a training run; see `load`."""
+    return load(RunConfig, path, overrides)
+
+
+def load(schema: type[Config], path: str | FilePath, overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML file, applies overrides `a.b=c` in order, and validates the result.
 
     The value of an override is YAML; for a field of free text it is taken as it stands, unless it
@@ -29,29 +36,31 @@ def load_config(path: str | FilePath, overrides: Sequence[str] = ()) -> RunConfi
         ConfigError: every problem of the file and of the overrides, each with file and line or
             override, dotted path, value, what was expected and the nearest valid name.
     """
-    loading = _Loading(str(path))
+    loading = _Loading(str(path), schema)
     values = loading.read(FilePath(path))
     for override in overrides:
         loading.override(values, override)
     if not loading.readable:
         raise loading.error()
-    for name in RunConfig.model_fields:
+    for name in schema.model_fields:
         # `loss:` with every line below it commented out means its defaults, as does its absence;
         # an absent required section is reported by its missing fields.
-        if values.get(name) is None:
+        found = place((name,), schema)
+        if values.get(name) is None and found is not None and found.section is not None:
             values[name] = {}
     config = loading.validate(values)
     if config is None:
         raise loading.error()
+    assert isinstance(config, schema)
     return config
 
 
-def dump_config(config: RunConfig) -> str:
-    """The whole config as YAML, defaults included; `load_config` of it gives an equal object."""
+def dump_config(config: Root) -> str:
+    """The whole config as YAML, defaults included; loading it gives an equal object."""
     return yaml_text.dump(config.model_dump())
 
 
-def differences(a: RunConfig, b: RunConfig) -> list[tuple[str, Any, Any]]:
+def differences(a: Config, b: Config) -> list[tuple[str, Any, Any]]:
     """The fields in which two configs differ: dotted path, value in `a`, value in `b`.
 
     Lists of unequal length, and sections that only one config has, are given whole.
@@ -83,9 +92,10 @@ class _Problem:
 class _Loading:
     """Where every value came from, and the problems found so far."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, schema: type[Root]) -> None:
         self.file = file
         self.readable = True
+        self._schema = schema
         self._problems: list[_Problem] = []
         self._origins: dict[Path, tuple[tuple[int, int], str]] = {}
         self._written: dict[Path, str | None] = {}
@@ -143,9 +153,9 @@ class _Loading:
         if not equals or not all(_PART.fullmatch(part) for part in parts):
             return note((), "expected PATH=VALUE, as in optimizer.learning_rate=1e-4")
         path = tuple(int(part) if part.isdigit() else part for part in parts)
-        found = place(path)
+        found = place(path, self._schema)
         if found is None:
-            message, meant = _unknown(path)
+            message, meant = _unknown(path, self._schema)
             if meant:
                 self._settled.add(meant)
             return note(path, message)
@@ -167,10 +177,10 @@ class _Loading:
         self._written[path] = None
         return None
 
-    def validate(self, values: dict[str, Any]) -> RunConfig | None:
+    def validate(self, values: dict[str, Any]) -> Root | None:
         """The config, or None with every problem noted."""
         try:
-            config = RunConfig.model_validate(values)
+            config = self._schema.model_validate(values)
         except ValidationError as error:
             errors = error.errors(include_url=False)
         else:
@@ -180,7 +190,8 @@ class _Loading:
                  for problem in e.get("ctx", {})["problems"]]  # fmt: skip
         if not cross:
             self._field_problems(values, [(e["type"], e["loc"]) for e in errors])
-            cross = cross_field_problems(_Partial(ROOT, (), values, self._settled))
+            partial = _Partial(root(self._schema), self._schema, (), values, self._settled)
+            cross = self._schema.problems(partial)
         for path, message in cross:
             self._note(path, message)
         return None
@@ -188,15 +199,16 @@ class _Loading:
     def _field_problems(
         self, values: dict[str, Any], errors: Sequence[tuple[str, tuple[int | str, ...]]]
     ) -> None:
-        unknown = [(*longest(loc[:-1]), loc[-1]) for kind, loc in errors
+        unknown = [(*longest(loc[:-1], self._schema), loc[-1]) for kind, loc in errors
                    if kind == "extra_forbidden"]  # fmt: skip
         for path in unknown:
             if not self._is_settled(path):
-                message, meant = _unknown(path)
+                message, meant = _unknown(path, self._schema)
                 self._note(path, f"{message} (got {_shown(_get(values, path))})")
                 if meant:
                     self._settled.add(meant)
-        others = {longest(loc): kind for kind, loc in errors if kind != "extra_forbidden"}
+        others = {longest(loc, self._schema): kind for kind, loc in errors
+                  if kind != "extra_forbidden"}  # fmt: skip
         for path, kind in others.items():
             # A union reports each of its branches; the deepest report is the one to act on.
             deeper = any(o != path and o[: len(path)] == path for o in others)
@@ -206,7 +218,7 @@ class _Loading:
             self._settled.add(path)
 
     def _mismatch(self, path: Path, kind: str, values: dict[str, Any]) -> str:
-        found = place(path)
+        found = place(path, self._schema)
         assert found is not None
         if kind == "missing":
             description = found.field.description if found.field else ""
@@ -253,11 +265,18 @@ class _Loading:
 class _Partial:
     """A config some of whose fields are wrong: reading a wrong or missing one raises Unknown."""
 
-    def __init__(self, here: Place, path: Path, values: dict[str, Any], wrong: set[Path]) -> None:
-        self._state = here, path, values, wrong
+    def __init__(
+        self,
+        here: Place,
+        schema: type[Root],
+        path: Path,
+        values: dict[str, Any],
+        wrong: set[Path],
+    ) -> None:
+        self._state = here, schema, path, values, wrong
 
     def __getattr__(self, name: str) -> Any:
-        here, path, values, wrong = self._state
+        here, _, path, values, wrong = self._state
         assert here.section is not None
         field = here.section.model_fields[name]
         path = (*path, name)
@@ -270,13 +289,13 @@ class _Partial:
         return self._read(path, values[name])
 
     def _read(self, path: Path, value: Any) -> Any:
-        wrong = self._state[3]
+        _, schema, _, _, wrong = self._state
         if path in wrong:
             raise Unknown
-        found = place(path)
+        found = place(path, schema)
         assert found is not None
         if isinstance(value, dict):
-            return _Partial(found, path, value, wrong)
+            return _Partial(found, schema, path, value, wrong)
         if isinstance(value, list):
             return [self._read((*path, index), item) for index, item in enumerate(value)]
         return value
@@ -315,7 +334,8 @@ def _override_value(found: Place, raw: str) -> tuple[Any, list[yaml_text.Note]]:
     stripped = raw.strip()
     quoted = len(stripped) > 1 and stripped[0] == stripped[-1] and stripped[0] in "\"'"
     # A prompt such as `query: ` would be a mapping in YAML, and lose its space.
-    if found.free_text and not quoted and stripped not in ("null", "~"):
+    text = found.free_text and found.item is None
+    if text and not quoted and stripped not in ("null", "~"):
         return raw, []
     parsed = yaml_text.parse(raw)
     return parsed.value, parsed.notes
@@ -347,11 +367,11 @@ def _get(values: Any, path: Path) -> Any:
     return values
 
 
-def _unknown(path: Path) -> tuple[str, Path | None]:
+def _unknown(path: Path, schema: type[Root]) -> tuple[str, Path | None]:
     """What to say of a path that the schema lacks, and the path that was probably meant."""
-    depth = next(n for n in range(len(path)) if place(path[: n + 1]) is None)
+    depth = next(n for n in range(len(path)) if place(path[: n + 1], schema) is None)
     above, part = path[:depth], path[depth]
-    parent = place(above)
+    parent = place(above, schema)
     assert parent is not None
     if parent.section is None:
         below = "entries by number" if parent.item is not None else "nothing below it"
@@ -360,9 +380,9 @@ def _unknown(path: Path) -> tuple[str, Path | None]:
     close = nearest(str(part), names)
     if close:
         meant = (*above, close, *path[depth + 1 :])
-        if place(meant) is not None:
+        if place(meant, schema) is not None:
             return f"unknown field; did you mean {_dotted(meant)}?", meant
-    elsewhere = [name for name in field_names() if name.rpartition(".")[2] == path[-1]]
+    elsewhere = [name for name in field_names(schema) if name.rpartition(".")[2] == path[-1]]
     if elsewhere:
         return f"unknown field; did you mean {elsewhere[0]}?", tuple(elsewhere[0].split("."))
     if close:

@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from arcticjax.config.checks import cross_field_problems
-from arcticjax.config.contract import MIN_LENGTH, Pooling
+from arcticjax.config.checks import Problem, cross_field_problems
+from arcticjax.config.contract import Pooling
+from arcticjax.config.negatives import NegativesConfig
+from arcticjax.config.section import (
+    Fraction,
+    Length,
+    Name,
+    NonNegative,
+    Positive,
+    PositiveNumber,
+    Section,
+    Text,
+)
 
 CROSS_FIELD = "cross_field"
 
-Text = Annotated[str, Field(min_length=1)]
-# A name becomes a folder: it must not climb out of its parent or hide in it.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")]
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Length = Annotated[int, Field(ge=MIN_LENGTH)]
-PositiveNumber = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+
+class Root(Section):
+    """A whole config. Cross-field rules hold in every instance."""
+
+    @staticmethod
+    def problems(config: Any) -> list[Problem]:
+        """Every broken rule that ties several fields together; see `checks`.
+
+        config: an instance, or what has its attributes and raises `checks.Unknown` for wrong ones.
+        """
+        return []
+
+    @model_validator(mode="after")
+    def _cross_field(self) -> Self:
+        problems = self.problems(self)
+        if problems:
+            text = "; ".join(f"{'.'.join(map(str, path))}: {why}" for path, why in problems)
+            raise PydanticCustomError(CROSS_FIELD, "{text}", {"text": text, "problems": problems})
+        return self
 
 
-class _Section(BaseModel):
-    # Strict: YAML already says what is text, a number or true; "64" or true for 64 is a slip.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class RunSection(_Section):
+class RunSection(Section):
     directory: Text = Field(
         description="Folder of the run: config, metrics, checkpoints, report and export. The same "
         "command on the same folder resumes. Relative to the working directory."
@@ -57,7 +74,7 @@ Preset = Literal[
 ]
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     init: Text | None = Field(
         default=None,
         description="Pretrained encoder to start from: a folder or a hub name. Give this or "
@@ -91,16 +108,36 @@ class ModelConfig(_Section):
     )
 
 
-class SourceConfig(_Section):
+class SourceConfig(Section):
     name: Name = Field(
         description="Name of the source in metrics and in the cache, once per config."
     )
     path: Text = Field(
         description="A stored source, a Parquet or JSONL[.gz] file or folder of them, hub:NAME or "
-        "tfds:NAME."
+        "tfds:NAME; with data.negatives also beir:FOLDER?split=train, "
+        "msmarco:FOLDER?split=train&negatives=FILE or arctictraining:FOLDER."
     )
     query: Text = Field(default="query", description="Column that holds the query.")
-    document: Text = Field(default="document", description="Column that holds the document.")
+    document: Text = Field(
+        default="document",
+        description="Column that holds the document; with data.negatives also a list of them, all "
+        "of them positives.",
+    )
+    negatives: list[Text] = Field(
+        default=[],
+        description="Columns that hold hard negatives, a text or a list of them each, hardest "
+        "first. []: none.",
+    )
+    scores: list[Text] = Field(
+        default=[],
+        description="Columns that hold a teacher's scores, a number or a list of them each: "
+        "together one for every document and then every negative of the record. []: none.",
+    )
+    candidates: Text | None = Field(
+        default=None,
+        description="Folder of candidates that were mined for this source under its name; hard "
+        "negatives are cut from them by data.negatives.*. null: none.",
+    )
     weight: PositiveNumber | None = Field(
         default=None,
         description="Share of the batches, relative to the other sources' weights; all sources "
@@ -108,7 +145,7 @@ class SourceConfig(_Section):
     )
 
 
-class DocstringsConfig(_Section):
+class DocstringsConfig(Section):
     packages: list[Text] | Literal["installed"] = Field(
         default="installed",
         description="Python packages, by import name, whose docstrings become pairs (summary line "
@@ -129,7 +166,7 @@ class DocstringsConfig(_Section):
     )
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     sources: list[SourceConfig] = Field(
         default=[], description="Files of pairs to train on; see data.sources.N.*"
     )
@@ -137,6 +174,16 @@ class DataConfig(_Section):
         default=None,
         description="Also train on the docstrings of installed Python packages; {} takes the "
         "defaults of data.docstrings.*. null: no.",
+    )
+    positives: Positive = Field(
+        default=1,
+        description="Positives of a query in a batch at most, those that the teacher scores "
+        "highest; more than 1 needs data.negatives.",
+    )
+    negatives: NegativesConfig | None = Field(
+        default=None,
+        description="Hard negatives: how they are cut from each source's candidates or negative "
+        "columns; see data.negatives.*. null: the sources are pairs.",
     )
     query_length: Length = Field(
         default=32, description="Tokens of a query at most, special tokens and prompt included."
@@ -166,12 +213,27 @@ class DataConfig(_Section):
     prefetch: Positive = Field(default=2, description="Global batches made ready ahead of use.")
 
 
-class MatryoshkaSize(_Section):
+class MatryoshkaSize(Section):
     size: Positive = Field(description="So many leading numbers of an embedding.")
     weight: PositiveNumber = Field(default=1.0, description="Its loss counts so much.")
 
 
-class LossConfig(_Section):
+class DistillationConfig(Section):
+    kind: Literal["kl", "margin_mse"] = Field(
+        description="kl: the student's softmax over a query's own documents follows the teacher's; "
+        "margin_mse: its score differences between positives and negatives do."
+    )
+    weight: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="Its share of the loss; the contrastive loss gets the rest."
+    )
+    teacher_temperature: PositiveNumber | None = Field(
+        default=None,
+        description="The teacher's scores are divided by this. null: loss.temperature for kl, 1 "
+        "for margin_mse, which takes cosines as they are.",
+    )
+
+
+class LossConfig(Section):
     temperature: PositiveNumber = Field(
         default=0.02, description="Cosine similarities are divided by this before the softmax."
     )
@@ -182,8 +244,8 @@ class LossConfig(_Section):
     )
     in_batch_negatives: bool = Field(
         default=True,
-        description="The other documents of the global batch are a query's negatives. false needs "
-        "hard negatives and is refused in this version.",
+        description="The other documents of the global batch are a query's negatives. false: only "
+        "its own hard negatives are (data.negatives), and no document goes to another device.",
     )
     symmetric: bool = Field(
         default=False,
@@ -206,6 +268,11 @@ class LossConfig(_Section):
         description="Sizes that embeddings may be cut to, each trained as an embedding of its own; "
         "see loss.matryoshka.N.*. []: whole embeddings only.",
     )
+    distillation: DistillationConfig | None = Field(
+        default=None,
+        description="Also learn the teacher's scores of a query's own documents, stored with its "
+        "candidates; see loss.distillation.*. null: no.",
+    )
     margin: Annotated[float, Field(ge=-2, le=2)] | None = Field(
         default=None,
         description="A document whose cosine with a query exceeds that of the query's positive by "
@@ -221,7 +288,7 @@ class LossConfig(_Section):
     )
 
 
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     learning_rate: PositiveNumber = Field(description="Peak learning rate of AdamW.")
     schedule: Literal["constant", "linear", "cosine", "wsd"] = Field(
         default="linear",
@@ -247,12 +314,25 @@ class OptimizerConfig(_Section):
         default=0.999, description="Decay of the mean of the squared gradient, per step."
     )
     epsilon: PositiveNumber = Field(default=1e-8, description="Added to AdamW's denominator.")
+    freeze_embeddings: bool = Field(
+        default=False, description="Leave the token, position and type tables as they are."
+    )
+    freeze_layers: NonNegative = Field(
+        default=0,
+        description="Leave so many layers, from the input on, as they are; needs "
+        "freeze_embeddings.",
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0,
+        description="Each layer learns at this share of the rate of the layer above it, the "
+        "embeddings below all of them.",
+    )
     clip_norm: PositiveNumber | None = Field(
         default=1.0, description="Global gradient norm above which it is scaled down. null: never."
     )
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     total_steps: Positive | None = Field(
         default=None, description="Optimiser steps in the run. null: one exact epoch of the data."
     )
@@ -292,7 +372,7 @@ class TrainConfig(_Section):
     )
 
 
-class MeshConfig(_Section):
+class MeshConfig(Section):
     data: Positive | Literal["auto"] = Field(
         default="auto", description="Devices that share the global batch. auto: all."
     )
@@ -321,14 +401,14 @@ class MeshConfig(_Section):
     )
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     save_every_steps: Positive = Field(
         default=100, description="Steps between two checkpoints; the last step is always saved."
     )
     keep: Positive = Field(default=2, description="Checkpoints kept; older ones are deleted.")
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     tasks: list[Text] = Field(
         default=[],
         description="Retrieval tasks scored before and after training: beir:FOLDER, or docstrings "
@@ -344,19 +424,19 @@ class EvaluationConfig(_Section):
     demo_top: Positive = Field(default=3, description="Answers shown for each demo query.")
 
 
-class ExportConfig(_Section):
+class ExportConfig(Section):
     enabled: bool = Field(
         default=True, description="Write a sentence-transformers folder at the end."
     )
 
 
-class ReportConfig(_Section):
+class ReportConfig(Section):
     tensorboard: bool = Field(default=False, description="Mirror the metrics to TensorBoard.")
     plots: bool = Field(default=True, description="Draw loss and scores as PNG files.")
 
 
-class RunConfig(_Section):
-    """A whole run. Cross-field rules hold in every instance (see `checks`)."""
+class RunConfig(Root):
+    """A whole run of training."""
 
     run: RunSection = Field(description="Where the run lives and what it can be repeated from.")
     model: ModelConfig = Field(description="The encoder and the text contract it starts with.")
@@ -374,10 +454,7 @@ class RunConfig(_Section):
     export: ExportConfig = Field(default=ExportConfig(), description="What is handed on.")
     report: ReportConfig = Field(default=ReportConfig(), description="What is shown.")
 
-    @model_validator(mode="after")
-    def _cross_field(self) -> RunConfig:
-        problems = cross_field_problems(self)
-        if problems:
-            text = "; ".join(f"{'.'.join(map(str, path))}: {why}" for path, why in problems)
-            raise PydanticCustomError(CROSS_FIELD, "{text}", {"text": text, "problems": problems})
-        return self
+    @staticmethod
+    def problems(config: Any) -> list[Problem]:
+        """Every broken rule; see `Root.problems`."""
+        return cross_field_problems(config)

@@ -53,6 +53,55 @@ def read_pairs(source: SourceConfig) -> Iterator[tuple[str, str]]:
         raise DataError(f"{_where(source, source.path)}: holds no records")
 
 
+def read_records(
+    source: SourceConfig, columns: Mapping[str, str]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Streams whole records of a source as (where it stands, columns to values), values of any
+    kind.
+
+    columns: each column that must be there, and the field of data.sources that names it. Raises
+    DataError as `read_pairs`.
+    """
+    readers: list[tuple[object, str, Iterable[tuple[int, Mapping[str, Any]]]]]
+    if source.path.startswith(HUB):
+        readers = [(source.path, "record", _hub_records(source))]
+    elif source.path.startswith(TFDS):
+        readers = [(source.path, "record", _tfds_records(source))]
+    else:
+        readers = [
+            (file, "row", _parquet_records(source, file, columns))
+            if _kind(file) == "parquet"
+            else (file, "line", json_lines(source, file))
+            for file in source_files(source)
+        ]
+    found = False
+    for place, unit, records in readers:
+        for number, record in records:
+            found = True
+            where = f"{_where(source, place)}, {unit} {number}"
+            for column, field in columns.items():
+                if column not in record:
+                    raise DataError(_no_column(where, field, column, list(record)))
+            yield where, record
+    if not found:
+        raise DataError(f"{_where(source, source.path)}: holds no records")
+
+
+def text_lines(source: SourceConfig, file: Path) -> Iterator[tuple[str, list[str]]]:
+    """(where it stands, fields) of each line of a tab-separated text file, plain or gzipped."""
+    number = 0
+    try:
+        opener = gzip.open if file.name.lower().endswith(".gz") else open
+        with cast(BinaryIO, opener(file, "rb")) as lines:
+            for number, line in enumerate(lines, 1):
+                fields = line.decode("utf-8-sig").rstrip("\r\n").split("\t")
+                yield f"{_where(source, file)}, line {number}", fields
+    except (EOFError, zlib.error, OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{_where(source, file)}: cannot be read after line {number} ({_one_line(error)})"
+        ) from error
+
+
 def identity(source: SourceConfig) -> dict[str, Any]:
     """What the pairs of a source depend on, as JSON: columns, and name, size and time of its files.
 
@@ -140,6 +189,26 @@ def _read_parquet(source: SourceConfig, file: Path) -> Iterator[tuple[str, str]]
         ) from error
 
 
+def _parquet_records(
+    source: SourceConfig, file: Path, columns: Mapping[str, str]
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    where, row = _where(source, file), 0
+    try:
+        with parquet.ParquetFile(file, buffer_size=_PARQUET_BUFFER, pre_buffer=False) as table:
+            for column, field in columns.items():
+                if column not in table.schema_arrow.names:
+                    raise DataError(_no_column(where, field, column, table.schema_arrow.names))
+            for batch in table.iter_batches(_PARQUET_ROWS, columns=list(columns)):
+                for record in batch.to_pylist():
+                    row += 1
+                    yield row, record
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{where}: cannot be read as Parquet after row {row} ({_one_line(error)}); "
+            "the file is damaged or incomplete"
+        ) from error
+
+
 def _check_column(schema: pa.Schema, where: str, field: str, column: str) -> None:
     if column not in schema.names:
         raise DataError(_no_column(where, field, column, schema.names))
@@ -177,10 +246,10 @@ def _texts(array: pa.Array, where: str, column: str, offset: int) -> list[Any]:
 
 
 def _read_jsonl(source: SourceConfig, file: Path) -> Iterator[tuple[str, str]]:
-    return _read_records(source, file, "line", _json_lines(source, file))
+    return _read_records(source, file, "line", json_lines(source, file))
 
 
-def _json_lines(source: SourceConfig, file: Path) -> Iterator[tuple[int, Any]]:
+def json_lines(source: SourceConfig, file: Path) -> Iterator[tuple[int, Any]]:
     """(line number, object) of each line that is not blank."""
     where = _where(source, file)
     number = 0
@@ -237,7 +306,7 @@ def _read_records(
 
 
 def _hub_records(source: SourceConfig) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    name, options = _options(source, HUB, {"config", "split", "revision"})
+    name, options = read_options(source, HUB, {"config", "split", "revision"})
     datasets = _library("datasets", source, "pip install datasets")
     try:
         dataset = datasets.load_dataset(
@@ -255,7 +324,7 @@ def _hub_records(source: SourceConfig) -> Iterator[tuple[int, Mapping[str, Any]]
 
 
 def _tfds_records(source: SourceConfig) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    name, options = _options(source, TFDS, {"data_dir", "split"})
+    name, options = read_options(source, TFDS, {"data_dir", "split"})
     tfds = _library("tensorflow_datasets", source, "pip install tensorflow-datasets")
     try:
         folder = os.path.expanduser(name)
@@ -276,7 +345,7 @@ def _decoded(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _options(source: SourceConfig, prefix: str, known: set[str]) -> tuple[str, dict[str, str]]:
+def read_options(source: SourceConfig, prefix: str, known: set[str]) -> tuple[str, dict[str, str]]:
     """Name and options of `prefix:NAME?key=value&..`."""
     name, _, query = source.path.removeprefix(prefix).partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))

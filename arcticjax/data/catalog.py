@@ -7,13 +7,17 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
+from arcticjax.config.negatives import NegativesConfig
 from arcticjax.config.schema import RunConfig, SourceConfig
-from arcticjax.data import adapters, stored
+from arcticjax.data import adapters, list_sources, stored
+from arcticjax.data.list_views import ListView
+from arcticjax.data.policy import Policy
 from arcticjax.data.stored import StoredSource
 from arcticjax.errors import ConfigError, DataError
 from arcticjax.models.tokenizer import TextTokenizer
@@ -21,6 +25,8 @@ from arcticjax.models.tokenizer import TextTokenizer
 # Names of views that are put together from several sources.
 MERGED = "merged"
 ALL = "all"
+
+View = TypeVar("View", "SourceView", ListView)
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +44,15 @@ class SourceView:
         self.parts = list(parts)
         self.weight = weight
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
+
+    @classmethod
+    def merged(cls, name: str, views: Sequence[SourceView], weight: float | None) -> SourceView:
+        """Several views as one."""
+        return cls(name, [part for view in views for part in view.parts], weight)
+
+    def describe(self) -> str:
+        """Its size in words, for messages."""
+        return f"{self.name} ({len(self)} pairs)"
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -94,11 +109,13 @@ class Catalog:
 
     fingerprint: hex digest of names, contents, order and weights: two catalogs that share it give
     the same draws. task_folder: the retrieval task of held-out docstrings, if any.
+    notes: what was cut from their candidates, where they have some.
     """
 
-    views: list[SourceView]
+    views: list[Any]
     fingerprint: str
     task_folder: Path | None
+    notes: list[str] = field(default_factory=list)
 
 
 def open_sources(config: RunConfig, tokenizer: TextTokenizer) -> Catalog:
@@ -118,6 +135,8 @@ def open_sources(config: RunConfig, tokenizer: TextTokenizer) -> Catalog:
         sources += found.sources
         task_folder = found.task_folder
     _check_names(sources)
+    if data.negatives is not None:
+        return _open_lists(config, data.negatives, sources, cache, tokenizer, task_folder)
     opened = [open_cached(source, cache, tokenizer) for source in sources]
     views = [
         SourceView(source.name, [part], source.weight)
@@ -134,6 +153,47 @@ def open_sources(config: RunConfig, tokenizer: TextTokenizer) -> Catalog:
                 "or add data"
             )
     return Catalog(views, _fingerprint(views), task_folder)
+
+
+def _open_lists(
+    config: RunConfig,
+    negatives: NegativesConfig,
+    sources: list[SourceConfig],
+    cache: Path,
+    tokenizer: TextTokenizer,
+    task_folder: Path | None,
+) -> Catalog:
+    """The sources as queries with positives and hard negatives."""
+    data = config.data
+    policy = Policy.from_config(negatives, data.positives, config.run.seed)
+    views = []
+    for source in sources:
+        others = [other for other in sources if other is not source]
+        found = list_sources.open_source(
+            source, cache, tokenizer, lambda one: open_cached(one, cache, tokenizer), others
+        )
+        if config.loss.distillation is not None and not found.scored:
+            raise DataError(
+                f"source {source.name!r}: loss.distillation needs a teacher's scores, which its "
+                "negatives or positives do not all have; give data.sources scores or candidates"
+            )
+        views.append(ListView(source.name, [found], policy, source.weight))
+    notes = [
+        f"{view.name}, {stage:.0%} of the run: {found}" if len(view.yields) > 1 else
+        f"{view.name}: {found}"
+        for view in views
+        for stage, found in zip(policy.starts(), view.yields, strict=True)
+    ]  # fmt: skip
+    if data.stratified:
+        views = _without_small(views, config.train.global_batch, data.small_sources)
+    else:
+        views = [ListView.merged(ALL, views, None)]
+        if len(views[0]) < config.train.global_batch:
+            raise ConfigError(
+                f"train.global_batch: {config.train.global_batch} is more than the sources hold "
+                f"after data.negatives: {views[0].describe()}; lower it, or cut less"
+            )
+    return Catalog(views, _fingerprint(views), task_folder, notes)
 
 
 def open_cached(source: SourceConfig, cache: Path, tokenizer: TextTokenizer) -> StoredSource:
@@ -187,13 +247,13 @@ def _check_names(sources: list[SourceConfig]) -> None:
         )
 
 
-def _without_small(views: list[SourceView], global_batch: int, policy: str) -> list[SourceView]:
+def _without_small(views: list[View], global_batch: int, policy: str) -> list[View]:
     """Views that can fill a global batch, after the small ones were merged or dropped."""
     small = [view for view in views if len(view) < global_batch]
     if not small:
         return views
     large = [view for view in views if len(view) >= global_batch]
-    sizes = _some([f"{view.name} ({len(view)} pairs)" for view in small])
+    sizes = _some([view.describe() for view in small])
     if policy == "drop":
         if not large:
             raise ConfigError(
@@ -219,12 +279,12 @@ def _without_small(views: list[SourceView], global_batch: int, policy: str) -> l
     )
 
 
-def _merge(small: list[SourceView], taken: list[str], global_batch: int, sizes: str) -> SourceView:
+def _merge(small: list[View], taken: list[str], global_batch: int, sizes: str) -> View:
     if MERGED in taken:
         raise ConfigError(f"data.sources: the name {MERGED!r} is needed for merged small sources")
     weights = [view.weight for view in small if view.weight is not None]
-    parts = [part for view in small for part in view.parts]
-    merged = SourceView(MERGED, parts, sum(weights) if weights else None)
+    kind: Any = type(small[0])
+    merged: View = kind.merged(MERGED, small, sum(weights) if weights else None)
     if len(merged) < global_batch:
         raise ConfigError(
             f"data.small_sources = merge: the small sources together hold {len(merged)} pairs, "
@@ -234,7 +294,7 @@ def _merge(small: list[SourceView], taken: list[str], global_batch: int, sizes: 
     return merged
 
 
-def _fingerprint(views: list[SourceView]) -> str:
+def _fingerprint(views: Sequence[SourceView | ListView]) -> str:
     content = [
         [view.name, view.weight, [[part.name, part.fingerprint] for part in view.parts]]
         for view in views

@@ -59,7 +59,7 @@ def permutation_keys(*identity: int | str) -> np.ndarray:
     return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
 
 
-def _hash(values: np.ndarray, key: np.uint64) -> np.ndarray:
+def keyed_hash(values: np.ndarray, key: np.uint64) -> np.ndarray:
     """A keyed bijection of uint64; the high 32 bits depend on every bit of value and key."""
     hashed = values + key
     hashed ^= hashed >> _HALF
@@ -80,7 +80,7 @@ def _scramble(values: np.ndarray, rows: int, columns: int, keys: np.ndarray) -> 
     ranges = (np.uint64(rows), np.uint64(columns))
     for round_, key in enumerate(keys):
         shifted_range = ranges[round_ % 2]
-        shift = _hash(other, key)
+        shift = keyed_hash(other, key)
         shift >>= _HALF
         shift *= shifted_range
         shift >>= _HALF  # uniform in [0, range): the high half of a product of two 32-bit numbers
@@ -101,7 +101,7 @@ def permute(positions: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
     most 2**62.
     """
     if size <= SORTED_SIZE:
-        hashes = _hash(_hash(np.arange(size, dtype=np.uint64), keys[0]), keys[1])
+        hashes = keyed_hash(keyed_hash(np.arange(size, dtype=np.uint64), keys[0]), keys[1])
         return np.argsort(hashes, kind="stable")[positions].astype(np.int64)
     rows = math.isqrt(size - 1) + 1  # the square root, rounded up
     columns = -(-size // rows)

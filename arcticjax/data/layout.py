@@ -29,8 +29,9 @@ TOKENS_PER_SLOT = 8
 class Shapes:
     """Static shapes of a training step; one compiled program serves every batch of a run.
 
-    devices: N; pairs: b; row_length: S; rows: G; query_length, document_length: caps with special
-    tokens and prompt.
+    devices: N; pairs: b, queries of a device; row_length: S; rows: G; query_length,
+    document_length: caps with special tokens and prompt; positives, negatives: documents that a
+    query brings at most.
     """
 
     devices: int
@@ -39,6 +40,8 @@ class Shapes:
     rows: int
     query_length: int
     document_length: int
+    positives: int = 1
+    negatives: int = 0
 
     @property
     def slots(self) -> int:
@@ -47,8 +50,8 @@ class Shapes:
 
     @property
     def documents(self) -> int:
-        """Room for documents on a device (b: a pair brings one document)."""
-        return self.pairs
+        """Room for documents on a device."""
+        return self.pairs * (self.positives + self.negatives)
 
     @property
     def texts(self) -> int:
@@ -90,6 +93,16 @@ class Deal:
     positives_Nb1: np.ndarray
     row_groups_Nb: np.ndarray
     column_groups_Nb: np.ndarray
+
+    def arrays(self) -> list[np.ndarray]:
+        """All of it, to compare with what another process has."""
+        return [
+            self.pairs_Nb,
+            *self.documents,
+            self.positives_Nb1,
+            self.row_groups_Nb,
+            self.column_groups_Nb,
+        ]
 
 
 @dataclass(frozen=True)
@@ -171,7 +184,7 @@ def deal(
     _, first, unique_B = np.unique(document_ids_B, return_index=True, return_inverse=True)
     owner_B = first[unique_B]  # the pair whose device encodes the document
     owns_B = owner_B == np.arange(total)
-    device_B = _lightest_first(query_lengths_B + document_lengths_B * owns_B, devices, room)
+    device_B = lightest_first(query_lengths_B + document_lengths_B * owns_B, devices, room)
 
     order = np.argsort(device_B, kind="stable")
     pairs_Nb = order.reshape(devices, room)
@@ -267,7 +280,7 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _lightest_first(weights_B: np.ndarray, devices: int, room: int) -> np.ndarray:
+def lightest_first(weights_B: np.ndarray, devices: int, room: int) -> np.ndarray:
     """The device of each pair, by longest-processing-time-first with `room` pairs a device."""
     total = len(weights_B)
     if devices == 1:

@@ -130,7 +130,7 @@ class SidecarWriter:
         self._file = path.open("wb")
         self._header()
 
-    def add(self, values: list[int]) -> None:
+    def add(self, values: Any) -> None:
         self._file.write(np.array(values, self.dtype).tobytes())
         self.count += len(values)
 

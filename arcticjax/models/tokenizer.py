@@ -106,6 +106,11 @@ class TextTokenizer:
             raise DataError(_bad_text(texts)) from None
         return [np.array(one.ids, dtype=np.int32) for one in encoded]
 
+    def decode(self, ids: np.ndarray) -> str:
+        """A text of these ids, to be read by people: what the tokenizer drops (case, spacing in
+        many vocabularies) does not come back."""
+        return self._tokenizer.decode([int(one) for one in ids], skip_special_tokens=False)
+
     def encode_prompt(self, prompt: str) -> np.ndarray:
         """Ids (int32) of a prompt that is put before texts; empty for an empty prompt.
 

@@ -99,7 +99,7 @@ def difference(
         )
     else:
         head = f"{when}: {_processes(range(len(hosts)), hosts)} differ from one another"
-    flat = [_flatten(values) for _, values in told]
+    flat = [flatten(values) for _, values in told]
     names = [
         name
         for name in sorted(set(itertools.chain(*flat)))
@@ -138,7 +138,7 @@ def _processes(ranks: Sequence[int], hosts: Sequence[str] | None = None) -> str:
     return f"process{'' if len(named) == 1 else 'es'} {shown}"
 
 
-def _flatten(values: Any, path: str = "") -> dict[str, Any]:
+def flatten(values: Any, path: str = "") -> dict[str, Any]:
     """Leaves of nested plain values by dotted path."""
     if isinstance(values, Mapping):
         pairs = list(values.items())
@@ -148,7 +148,7 @@ def _flatten(values: Any, path: str = "") -> dict[str, Any]:
         return {path: values}
     leaves: dict[str, Any] = {}
     for key, value in pairs:
-        leaves |= _flatten(value, f"{path}.{key}" if path else str(key))
+        leaves |= flatten(value, f"{path}.{key}" if path else str(key))
     return leaves
 
 

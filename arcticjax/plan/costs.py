@@ -96,11 +96,12 @@ def project(
         efficiency = EFFICIENCY_WIDE if spec.hidden_size >= 768 else EFFICIENCY_NARROW
     slots = load.microbatches * shapes.rows * shapes.row_length
     batch = shapes.devices * shapes.pairs
+    documents = shapes.devices * shapes.documents
     # Forward, twice that backward, and forward again with two passes; attention spans whole rows.
     times = 4 if passes == "two" else 3
     done = times * forward_flops(spec, slots, slots * shapes.row_length, windows=False)
     # Scores of a device's queries with all documents; the backward pass computes them again.
-    done += 8.0 * shapes.pairs * batch * spec.hidden_size
+    done += 8.0 * shapes.pairs * documents * spec.hidden_size
     # float32 matrices take as many passes through the bfloat16 units as jax's HIGHEST asks: six.
     slower = 1 if precision_bytes == 2 else 6
     compute = done * slower / (chip.peak_flops * efficiency)

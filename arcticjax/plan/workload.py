@@ -18,8 +18,10 @@ import numpy as np
 
 from arcticjax import errors
 from arcticjax.config import RunConfig
-from arcticjax.data import assemble, catalog, layout, stored
-from arcticjax.data.draw import Draw
+from arcticjax.data import assemble, catalog, layout, list_pipeline, stored
+from arcticjax.data.candidates import MANIFEST
+from arcticjax.data.draw import Draw, Drawn
+from arcticjax.data.list_views import Selected
 from arcticjax.models.pretrained import contract_options, describe_folder
 from arcticjax.models.resolve import WHEELS, resolve
 from arcticjax.models.spec import PRESETS, ModelSpec
@@ -82,6 +84,40 @@ class StandIn:
 
 
 @dataclass(frozen=True)
+class ListStandIn:
+    """A source of queries with several documents each, lengths alone: as much of the interface of
+    `list_views.ListView` as shapes and layout need. Every document is another."""
+
+    name: str
+    query_tokens: np.ndarray
+    document_tokens: np.ndarray
+    documents: int
+    weight: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.query_tokens)
+
+    def select(self, records: np.ndarray, epoch: int, progress: float) -> Selected:
+        """The queries of `records`, each with documents of its own."""
+        documents = np.asarray(records)[:, None] * self.documents + np.arange(self.documents)
+        return Selected(
+            np.asarray(records, np.uint64),
+            self.query_tokens[records],
+            documents,
+            np.zeros(documents.shape, np.float32),
+            documents[:, :1],
+        )
+
+    def document_lengths(self, numbers: np.ndarray) -> np.ndarray:
+        """Own tokens of documents."""
+        return self.document_tokens[numbers]
+
+    def document_ids(self, numbers: np.ndarray) -> np.ndarray:
+        """Every document is another."""
+        return np.asarray(numbers, np.uint64)
+
+
+@dataclass(frozen=True)
 class Workload:
     """A config's model and data as far as they decide what is compiled.
 
@@ -131,7 +167,7 @@ def describe(config: RunConfig, lengths: tuple[float, float] | None = None) -> W
         notes.append(f"lengths: of the {len(views)} stored sources")
     else:
         means = lengths or (QUERY_MEAN, DOCUMENT_MEAN)
-        views = [_stand_in(config.train.global_batch, means, sides, config.run.seed)]
+        views = [_stand_in(config, means, sides)]
         notes.append(
             f"lengths: assumed, lognormal with means {means[0]:g} (queries) and {means[1]:g} "
             "(documents) tokens before they are cut; give your own by --lengths, or stored sources"
@@ -147,22 +183,38 @@ def expected_load(workload: Workload, shapes: layout.Shapes, samples: int = 3) -
     last = workload.draw.steps_per_epoch - 1
     for step in sorted({int(step) for step in np.linspace(0, last, samples)}):
         drawn = workload.draw.at(step)
-        view, records = workload.views[drawn.source], drawn.records
-        queries = workload.sides["query"].lengths(view.query_lengths(records))
-        documents = workload.sides["document"].lengths(view.document_lengths(records))
-        dealt = layout.deal(
-            view.query_ids(records), view.document_ids(records), queries, documents, shapes.devices
-        )
-        texts = [
-            np.concatenate([queries[pairs], documents[own]])
-            for pairs, own in zip(dealt.pairs_Nb, dealt.documents, strict=True)
-        ]
+        texts = _texts(workload, drawn, shapes.devices)
         rows = max(layout.pack(one, shapes.row_length, shapes.slots)[3] for one in texts)
         microbatches = -(-rows // shapes.rows)
         every = np.concatenate(texts).astype(np.float64)
         slots = shapes.devices * microbatches * shapes.rows * shapes.row_length
         found.append((every.sum(), (every**2).sum(), microbatches, every.sum() / slots))
     return Load(*(float(mean) for mean in np.mean(found, axis=0)))
+
+
+def _texts(workload: Workload, drawn: Drawn, devices: int) -> list[np.ndarray]:
+    """Lengths as encoded of the texts of each device."""
+    view, sides = workload.views[drawn.source], workload.sides
+    if workload.config.data.negatives is not None:
+        lists = list_pipeline.batch_lists(
+            view, drawn.records, drawn.epoch, 0.0, sides["query"], sides["document"]
+        )
+        shared = workload.config.loss.in_batch_negatives
+        dealt = list_pipeline.deal(lists, devices, shared=shared)
+        return [
+            np.concatenate([lists.query_lengths_B[queries], lists.lengths_U[own]])
+            for queries, own in zip(dealt.queries_Nb, dealt.documents, strict=True)
+        ]
+    records = drawn.records
+    queries = sides["query"].lengths(view.query_lengths(records))
+    documents = sides["document"].lengths(view.document_lengths(records))
+    dealt = layout.deal(
+        view.query_ids(records), view.document_ids(records), queries, documents, devices
+    )
+    return [
+        np.concatenate([queries[pairs], documents[own]])
+        for pairs, own in zip(dealt.pairs_Nb, dealt.documents, strict=True)
+    ]
 
 
 def _model(
@@ -242,24 +294,33 @@ def _prompt(prompt: str, tokenizer: TextTokenizer | None, notes: list[str]) -> n
 
 
 def _is_stored(config: RunConfig) -> bool:
-    """Whether every source is in stored form on this machine."""
+    """Whether every source is in stored form on this machine, and with its candidates."""
     data = config.data
+    if any(
+        source.candidates and not (Path(source.candidates).expanduser() / MANIFEST).is_file()
+        for source in data.sources
+    ):
+        return False
     return data.docstrings is None and all(
         (Path(source.path).expanduser() / stored.MANIFEST).is_file() for source in data.sources
     )
 
 
 def _stand_in(
-    global_batch: int, means: tuple[float, float], sides: Mapping[Any, Any], seed: int
-) -> StandIn:
-    random = np.random.default_rng(seed)
+    config: RunConfig, means: tuple[float, float], sides: Mapping[Any, Any]
+) -> StandIn | ListStandIn:
+    random = np.random.default_rng(config.run.seed)
+    queries = _BATCHES * config.train.global_batch
 
-    def own(mean: float, spread: float, side: str) -> np.ndarray:
-        tokens = random.lognormal(np.log(mean) - spread**2 / 2, spread, _BATCHES * global_batch)
+    def own(mean: float, spread: float, side: str, count: int) -> np.ndarray:
+        tokens = random.lognormal(np.log(mean) - spread**2 / 2, spread, count)
         return np.maximum(np.rint(tokens) - sides[side].overhead, 1).astype(np.uint32)
 
-    return StandIn(
-        "stand-in",
-        own(means[0], QUERY_SPREAD, "query"),
-        own(means[1], DOCUMENT_SPREAD, "document"),
-    )
+    query_tokens = own(means[0], QUERY_SPREAD, "query", queries)
+    negatives = config.data.negatives
+    if negatives is None:
+        documents = own(means[1], DOCUMENT_SPREAD, "document", queries)
+        return StandIn("stand-in", query_tokens, documents)
+    width = config.data.positives + negatives.count
+    documents = own(means[1], DOCUMENT_SPREAD, "document", queries * width)
+    return ListStandIn("stand-in", query_tokens, documents, width)

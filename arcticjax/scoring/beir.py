@@ -42,10 +42,11 @@ class Task:
     qrels: dict[str, dict[str, int]]
 
 
-def load_task(folder: str | os.PathLike[str]) -> Task:
+def load_task(folder: str | os.PathLike[str], split: str | None = None) -> Task:
     """Reads a BEIR folder, plain or gzipped; qrels are `qrels.tsv` or `qrels/test.tsv`.
 
-    folder: a local path or a bucket address; its last part names the task.
+    folder: a local path or a bucket address; its last part names the task. split: take
+    `qrels/SPLIT.tsv` instead.
     Raises DataError with file and line for whatever is missing, torn, malformed, duplicated with
     another meaning, or refers to an unknown id.
     """
@@ -55,8 +56,11 @@ def load_task(folder: str | os.PathLike[str]) -> Task:
             f"retrieval task {os.fspath(folder)!r} is not a folder; give one that holds "
             "corpus.jsonl, queries.jsonl and qrels.tsv (.gz is read too)"
         )
+    qrels_names = QRELS_NAMES
+    if split is not None:
+        qrels_names = (f"qrels/{split}.tsv", f"qrels/{split}.tsv.gz")
     corpus, queries_file, qrels_file = (
-        _only_file(root, names) for names in (CORPUS_NAMES, QUERIES_NAMES, QRELS_NAMES)
+        _only_file(root, names) for names in (CORPUS_NAMES, QUERIES_NAMES, qrels_names)
     )
     documents = _read_texts(corpus, titled=True)
     queries = _read_texts(queries_file, titled=False)

@@ -95,11 +95,16 @@ class Embedder:
             raise ValueError(f"dimension: {dimension!r} is not a whole number")
         if dimension is not None and not 1 <= dimension <= self.dimension:
             raise ValueError(f"dimension: {dimension} is not in 1..{self.dimension}")
-        vectors = self._packed(texts, self._templates[prompt])
+        vectors = self.encode_tokens(self._tokenizer.encode(texts), prompt)
         if dimension is not None and dimension < self.dimension:
             vectors = vectors[:, :dimension]
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
+
+    def encode_tokens(self, texts: Sequence[np.ndarray], prompt: Side) -> np.ndarray:
+        """As `encode`, for texts given as their own token ids: no special tokens, no prompt,
+        uncut."""
+        return self._packed(list(texts), self._templates[prompt])
 
     def shapes(self) -> dict[str, int]:
         """Shapes of the one compiled program, for announcements."""
@@ -115,13 +120,12 @@ class Embedder:
         [len(a), len(b)]."""
         return np.asarray(a, np.float32) @ np.asarray(b, np.float32).T
 
-    def _packed(self, texts: list[str], template: assemble.Template) -> np.ndarray:
-        vectors = np.zeros((len(texts), self.dimension), np.float32)
-        if not texts:
+    def _packed(self, ids: list[np.ndarray], template: assemble.Template) -> np.ndarray:
+        vectors = np.zeros((len(ids), self.dimension), np.float32)
+        if not ids:
             return vectors
         devices, rows, length = self.mesh.devices.size, self._rows, self._row_length
         slots = length // layout.TOKENS_PER_SLOT
-        ids = self._tokenizer.encode(texts)
         lengths = template.lengths(np.array([len(one) for one in ids]))
         row_of, starts, slot_of, used = layout.pack(lengths, length, slots)
 

@@ -11,10 +11,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from arcticjax.losses import Contrast, Labels, LossSums, tiled_infonce
+from arcticjax.losses import (
+    Contrast,
+    DistillationSums,
+    Labels,
+    LossSums,
+    candidate_infonce,
+    kl_divergence,
+    margin_mse,
+    tiled_infonce,
+)
 from arcticjax.parallel.mesh import AXES, gather
 
 Learned = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What of a teacher is learned; the fields are those of `DistillationConfig`."""
+
+    kind: Literal["kl", "margin_mse"]
+    weight: float
+    teacher_temperature: float | None = None
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,8 @@ class Objective:
     margin: float | None = None
     gather_dtype: Literal["float32", "bfloat16"] = "float32"
     tile: int = 1024
+    in_batch_negatives: bool = True
+    distillation: Distillation | None = None
 
     def init(self) -> Learned:
         """What the loss itself learns, as it starts: the logarithm of the temperature, or
@@ -53,16 +73,44 @@ class Objective:
 
         To be called inside `shard_map`. vectors_TD: this device's queries, then its documents, as
         in `arcticjax.data.layout`; batch: its labels, as `HostBatch.arrays` without axis 0. The
-        documents of all devices are gathered once, and queries too if a term needs them.
+        documents of all devices are gathered once, and queries too if a term needs them; without
+        in-batch negatives nothing is gathered.
         """
-        queries_bD, documents = jnp.split(vectors_TD, [len(batch["row_groups"])])
-        rows_b = batch["row_groups"]
-        documents_CD = self._gather(documents)
+        queries_bD, documents_CD = jnp.split(vectors_TD, [len(batch["positives"])])
+        temperature = self.current_temperature(learned)
+        if self.in_batch_negatives:
+            documents_CD = self._gather(documents_CD)
+            queries_bD = queries_bD.astype(documents_CD.dtype)
+            loss, sums = self._shared(temperature, queries_bD, documents_CD, batch)
+        else:
+            sums = candidate_infonce(
+                queries_bD,
+                documents_CD,
+                batch["positives"],
+                batch["negatives"],
+                temperature=temperature,
+                sizes=self.matryoshka or None,
+                margin=self.margin,
+            )
+            sums = _all(sums)
+            loss = _mean(sums)
+        if self.distillation is not None:
+            taught = self._taught(self.distillation, temperature, queries_bD, documents_CD, batch)
+            loss = (1 - self.distillation.weight) * loss + self.distillation.weight * taught
+        return loss, sums
+
+    def _shared(
+        self,
+        temperature: jax.Array,
+        queries_bD: jax.Array,
+        documents_CD: jax.Array,
+        batch: dict[str, jax.Array],
+    ) -> tuple[jax.Array, LossSums]:
+        """Queries against the documents of all."""
+        rows_b, positives_bP = batch["row_groups"], batch["positives"]
         columns_C = gather(batch["column_groups"])
-        queries_bD = queries_bD.astype(documents_CD.dtype)
-        positives_bP = batch["positives"]
         options: Any = {
-            "temperature": self.current_temperature(learned),
+            "temperature": temperature,
             "tile": self.tile,
             "sizes": self.matryoshka or None,
             "margin": self.margin,
@@ -85,7 +133,7 @@ class Objective:
             contrasts=contrasts,
             **options,
         )
-        sums = jax.tree.map(lambda one: lax.psum(one, AXES), sums)
+        sums = _all(sums)
         loss = _mean(sums)
         if self.symmetric:
             # Row i is now the document of pair i, and its positive the query of pair i.
@@ -95,14 +143,52 @@ class Objective:
             back = tiled_infonce(
                 own_bD, queries_BD, Labels(queries_b1, rows_b, groups_B), **options
             )
-            loss = (loss + _mean(jax.tree.map(lambda one: lax.psum(one, AXES), back))) / 2
+            loss = (loss + _mean(_all(back))) / 2
         return loss, sums
+
+    def _taught(
+        self,
+        distillation: Distillation,
+        temperature: jax.Array,
+        queries_bD: jax.Array,
+        documents_CD: jax.Array,
+        batch: dict[str, jax.Array],
+    ) -> jax.Array:
+        """The mean distillation loss over the global batch."""
+        teacher_bC = batch["teacher"]
+        known_bC = jnp.isfinite(teacher_bC)
+        teacher_bC = jnp.where(known_bC, teacher_bC, 0)
+        candidates_bC = jnp.concatenate([batch["positives"], batch["negatives"]], axis=1)
+        candidates_bC = jnp.where(known_bC, candidates_bC, -1)
+        if distillation.kind == "kl":
+            sums = kl_divergence(
+                queries_bD,
+                documents_CD,
+                candidates_bC,
+                teacher_bC,
+                temperature=temperature,
+                teacher_temperature=distillation.teacher_temperature or self.temperature,
+            )
+        else:
+            slots = batch["positives"].shape[1]
+            sums = margin_mse(
+                queries_bD,
+                documents_CD,
+                candidates_bC[:, :slots],
+                candidates_bC[:, slots:],
+                teacher_bC / (distillation.teacher_temperature or 1.0),
+            )
+        return _mean(_all(sums))
 
     def _gather(self, texts_xD: jax.Array) -> jax.Array:
         return _gather_half(texts_xD) if self.gather_dtype == "bfloat16" else gather(texts_xD)
 
 
-def _mean(sums: LossSums) -> jax.Array:
+def _all(sums: Any) -> Any:
+    return jax.tree.map(lambda one: lax.psum(one, AXES), sums)
+
+
+def _mean(sums: LossSums | DistillationSums) -> jax.Array:
     return sums.loss / jnp.maximum(sums.count, 1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from arcticjax.config.schema import OptimizerConfig
@@ -50,12 +51,52 @@ def decay_mask(params: Any) -> Any:
     )
 
 
+def rate_shares(config: OptimizerConfig, pieces: Any) -> Any:
+    """The share of the learning rate that each leaf has: a number, or one for each of its layers.
+
+    pieces: of `Sharding.cut`, layers along axis 0 of the leaves below `layers`. The top layer has
+    the whole rate, one below it `layer_decay` of that and so on, the embeddings one step more;
+    frozen ones have 0.
+    """
+    layers = max((leaf.shape[0] for path, leaf in _named(pieces) if "layers" in path), default=0)
+
+    def one(path: Any, leaf: Any) -> Any:
+        keys = _keys(path)
+        if "layers" in keys:
+            height = np.arange(leaf.shape[0])
+            share = config.layer_decay ** (layers - 1.0 - height)
+            return np.where(height < config.freeze_layers, 0, share)[:, None].astype(np.float32)
+        if "embeddings" in keys:
+            return 0.0 if config.freeze_embeddings else config.layer_decay**layers
+        return 1.0
+
+    return jax.tree_util.tree_map_with_path(one, pieces)
+
+
+def without_frozen(config: OptimizerConfig, gradients: Any) -> Any:
+    """Gradients with those of frozen parameters 0, so that they do not count in the norm."""
+    if not config.freeze_embeddings:
+        return gradients
+    shares = rate_shares(config, gradients)
+    return jax.tree.map(
+        lambda one, share: one * np.float32(np.asarray(share) > 0), gradients, shares
+    )
+
+
+def _keys(path: Any) -> list[Any]:
+    return [getattr(key, "key", None) for key in path]
+
+
+def _named(tree: Any) -> list[tuple[list[Any], Any]]:
+    return [(_keys(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter 2017) with decay decoupled and masked.
+    """AdamW (Loshchilov and Hutter 2017) with decay decoupled and masked, for pieces of parameters.
 
     Clipping is the training step's: it has the norm of the whole gradient already.
     """
-    return optax.adamw(
+    adamw = optax.adamw(
         make_schedule(config, total_steps),
         b1=config.beta1,
         b2=config.beta2,
@@ -63,3 +104,11 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
         weight_decay=config.weight_decay,
         mask=decay_mask,
     )
+    if config.layer_decay == 1 and not config.freeze_embeddings:
+        return adamw
+
+    def scale(changes: Any, params: Any) -> Any:
+        shares = rate_shares(config, changes)
+        return jax.tree.map(lambda change, share: change * share, changes, shares)
+
+    return optax.chain(adamw, optax.stateless(scale))

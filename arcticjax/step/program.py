@@ -6,6 +6,7 @@ mesh; no weights and no tokens are needed, and the mesh may be of devices that a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,7 @@ from jax.sharding import Mesh
 
 from arcticjax import errors
 from arcticjax.config.schema import RunConfig
-from arcticjax.data import assemble, layout, pipeline
-from arcticjax.data.catalog import SourceView
+from arcticjax.data import assemble, layout, list_pipeline, pipeline
 from arcticjax.data.draw import Draw
 from arcticjax.models import attention_choice
 from arcticjax.models.encoder import Encoder
@@ -30,7 +30,7 @@ from arcticjax.step import activations
 from arcticjax.step import optimizer as optimizers
 from arcticjax.step import state as states
 from arcticjax.step import train as steps
-from arcticjax.step.objective import Objective
+from arcticjax.step.objective import Distillation, Objective
 from arcticjax.step.state import State
 
 # Token slots of a microbatch at most, where train.microbatch is left out: what keeps a platform's
@@ -79,10 +79,12 @@ class Program:
     def announcement(self) -> dict[str, Any]:
         """The step's entry among `compiled_shapes`."""
         shapes = self.shapes
+        lists = {"positives": shapes.positives, "negatives": shapes.negatives}
         return {
             "program": "train_step",
             "devices": shapes.devices,
             "pairs_per_device": shapes.pairs,
+            **(lists if shapes.documents > shapes.pairs else {}),
             "microbatches": shapes.microbatches,
             "rows": shapes.rows,
             "row_length": shapes.row_length,
@@ -119,24 +121,31 @@ class Program:
         """A batch as shapes, dtypes and shardings: that of `pipeline.HostBatch.arrays`, global."""
         shapes = self.shapes
         grid = (shapes.microbatches, shapes.rows)
+        queries, objective = (shapes.pairs,), self.objective
         sizes: dict[str, tuple[int, ...]] = {
             "tokens": (*grid, shapes.row_length),
             "starts": (*grid, shapes.slots),
             "lengths": (*grid, shapes.slots),
             "places": (*grid, shapes.slots),
             "microbatches": (),
-            "positives": (shapes.pairs, 1),
-            "row_groups": (shapes.pairs,),
-            "column_groups": (shapes.documents,),
+            "positives": (*queries, shapes.positives),
         }
+        if objective.in_batch_negatives:
+            sizes |= {"row_groups": queries, "column_groups": (shapes.documents,)}
+        if not objective.in_batch_negatives or objective.distillation is not None:
+            sizes["negatives"] = (*queries, shapes.negatives)
+        if objective.distillation is not None:
+            sizes["teacher"] = (*queries, shapes.positives + shapes.negatives)
         batch = {
-            name: jax.ShapeDtypeStruct((shapes.devices, *size), jnp.int32)
+            name: jax.ShapeDtypeStruct(
+                (shapes.devices, *size), jnp.float32 if name == "teacher" else jnp.int32
+            )
             for name, size in sizes.items()
         }
         return meshes.lying(batch, meshes.batch_sharding(self.mesh))
 
 
-def make_draw(config: RunConfig, views: Sequence[SourceView]) -> Draw:
+def make_draw(config: RunConfig, views: Sequence[Any]) -> Draw:
     """Which records make up each global batch of a config."""
     weights = [view.weight for view in views]
     return Draw(
@@ -150,19 +159,21 @@ def make_draw(config: RunConfig, views: Sequence[SourceView]) -> Draw:
 def choose_shapes(
     config: RunConfig,
     spec: ModelSpec,
-    views: Sequence[SourceView],
+    views: Sequence[Any],
     draw: Draw,
     sides: Mapping[Any, assemble.Template],
     mesh: Mesh,
 ) -> layout.Shapes:
     """The shapes of a config's training step on a mesh, from the lengths of its data."""
     platform = mesh.devices.flat[0].platform
-    return pipeline.choose_shapes(
-        views,
-        draw,
+    devices, lists = mesh.devices.size, config.data.negatives
+    sample = pipeline.sample_lengths if lists is None else list_pipeline.sample_lengths
+    return pipeline.shapes_for(
+        sample(views, draw, sides["query"], sides["document"], devices),
         sides["query"],
         sides["document"],
-        devices=mesh.devices.size,
+        devices=devices,
+        pairs=draw.global_batch // devices,
         row_length=config.data.row_length,
         rows=config.train.microbatch,
         hidden_size=spec.hidden_size,
@@ -171,6 +182,37 @@ def choose_shapes(
         most_tokens=_MICROBATCH_TOKENS.get(platform, _MICROBATCH_TOKENS_ELSEWHERE),
         overhead_tokens=_OVERHEAD_TOKENS.get(platform, _OVERHEAD_TOKENS_ELSEWHERE),
         attention_cost=_ATTENTION_COST.get(platform, 1.0),
+        positives=config.data.positives,
+        negatives=0 if lists is None else lists.count,
+    )
+
+
+def make_builder(
+    config: RunConfig,
+    views: Sequence[Any],
+    draw: Draw,
+    shapes: layout.Shapes,
+    sides: Mapping[Any, assemble.Template],
+    local: Sequence[int],
+    total_steps: int,
+    pad_id: int,
+) -> pipeline.BatchBuilder | list_pipeline.ListBatchBuilder:
+    """What builds the batches of a config; local: positions of this process's devices."""
+    if config.data.negatives is None:
+        return pipeline.BatchBuilder(
+            views, draw, shapes, sides["query"], sides["document"], local, pad_id
+        )
+    return list_pipeline.ListBatchBuilder(
+        views,
+        draw,
+        shapes,
+        sides["query"],
+        sides["document"],
+        local,
+        total_steps=total_steps,
+        shared=config.loss.in_batch_negatives,
+        taught=config.loss.distillation is not None,
+        pad_id=pad_id,
     )
 
 
@@ -188,6 +230,11 @@ def build(
     memory: bytes of one device, or None where that cannot be told; it decides `train.passes: auto`.
     Raises ConfigError for a `train.attention` that the devices or the shapes do not allow.
     """
+    if config.optimizer.freeze_layers > spec.num_layers:
+        raise errors.ConfigError(
+            f"optimizer.freeze_layers: {config.optimizer.freeze_layers} is more than the "
+            f"{spec.num_layers} layers of this model"
+        )
     encoder = Encoder(spec)
     objective = _objective(config, spec)
     arrays = {"params": encoder.abstract(), "loss": objective.init()}
@@ -224,6 +271,7 @@ def build(
         optimizer,
         optimizers.make_schedule(config.optimizer, total_steps),
         config.optimizer.clip_norm,
+        functools.partial(optimizers.without_frozen, config.optimizer),
     )
     return Program(
         chosen,
@@ -256,6 +304,13 @@ def _objective(config: RunConfig, spec: ModelSpec) -> Objective:
         margin=loss.margin,
         gather_dtype=loss.gather,
         tile=loss.tile,
+        in_batch_negatives=loss.in_batch_negatives,
+        distillation=loss.distillation
+        and Distillation(
+            loss.distillation.kind,
+            loss.distillation.weight,
+            loss.distillation.teacher_temperature,
+        ),
     )
 
 

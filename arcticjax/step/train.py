@@ -3,9 +3,10 @@
 Encoder, loss, both passes and the update run in one `shard_map` over the mesh. Parameters are cast
 to device-varying once, before the loops, and gradients are reduced once, after them; otherwise
 every layer of every microbatch would get its own all-reduce. The collectives of a step: one
-all-gather of documents and its reduce-scatter, a reduce-scatter of gradients and an all-gather of
-updated parameters for every leaf (see `arcticjax.parallel.sharding`), scalars. With `fsdp` > 1 the
-layers' matrices are gathered inside the loops too, and their gradients scattered there.
+all-gather of documents and its reduce-scatter (neither without in-batch negatives), a
+reduce-scatter of gradients and an all-gather of updated parameters for every leaf (see
+`arcticjax.parallel.sharding`), scalars. With `fsdp` > 1 the layers' matrices are gathered inside
+the loops too, and their gradients scattered there.
 
 The loss needs the embeddings of all microbatches before any of them can be differentiated. Two
 passes make memory independent of the batch (Gao et al. 2021, arXiv 2101.06983): the first encodes
@@ -87,7 +88,7 @@ def make_gradient(
     See `make_train_step`; the pieces are what `Sharding.scatter` makes.
     """
     return jax.shard_map(
-        _make_local_gradient(encoding, objective, shapes, sharding),
+        _make_local_gradient(encoding, objective, shapes, sharding, lambda pieces: pieces),
         mesh=sharding.mesh,
         in_specs=(sharding.specs, BATCH, BATCH),
         out_specs=(PIECES, BATCH, P()),
@@ -102,16 +103,18 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     clip_norm: float | None = None,
+    trained: Callable[[Any], Any] = lambda gradients: gradients,
 ) -> Callable[[State, Kept, Batch], tuple[State, Kept, Metrics]]:
     """(state, buffers, batch) -> (state, buffers, metrics), to be jitted with state and buffers
     donated.
 
     The batch is as `arcticjax.data.pipeline.HostBatch.arrays`, global, axis 0 = all N devices.
     The buffers are those of `kept_shapes`, which says what they hold. `sharding` is that of the
-    state's `trainable`. Gradients are scaled down to a global norm of `clip_norm`. A gradient that
+    state's `trainable`. trained: sets the gradient of what is frozen to 0. Gradients are scaled
+    down to a global norm of `clip_norm`. A gradient that
     is not finite leaves parameters and optimiser as they were and is reported as `finite` = False.
     """
-    local_gradient = _make_local_gradient(encoding, objective, shapes, sharding)
+    local_gradient = _make_local_gradient(encoding, objective, shapes, sharding, trained)
 
     def on_device(state: State, buffers: Kept, batch: Batch) -> tuple[State, Kept, Metrics]:
         before = trainable(state)
@@ -154,7 +157,11 @@ def make_train_step(
 
 
 def _make_local_gradient(
-    encoding: Encoding, objective: Objective, shapes: Shapes, sharding: Sharding
+    encoding: Encoding,
+    objective: Objective,
+    shapes: Shapes,
+    sharding: Sharding,
+    trained: Callable[[Any], Any],
 ) -> Callable[[Trainable, Kept, Batch], tuple[Trainable, Kept, Metrics]]:
     """`make_gradient` on one device."""
     passes = encoding.passes
@@ -215,7 +222,7 @@ def _make_local_gradient(
             objective, argnums=(0, 1), has_aux=True
         )(varying["loss"], vectors_TD, batch)
         gradients = jax.lax.fori_loop(0, count, second_pass, jax.tree.map(jnp.zeros_like, params))
-        pieces = sharding.scatter({"params": gradients, "loss": learned})
+        pieces = trained(sharding.scatter({"params": gradients, "loss": learned}))
         squares = sum(jnp.sum(jnp.square(piece)) for piece in jax.tree.leaves(pieces))
 
         tokens = jax.lax.psum(batch["lengths"].sum().astype(jnp.float32), AXES)

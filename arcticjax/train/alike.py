@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from arcticjax.config import RunConfig
-from arcticjax.data import layout, pipeline
+from arcticjax.data import pipeline
 from arcticjax.parallel import fingerprint
 from arcticjax.train.setup import Setup
 
@@ -76,20 +76,10 @@ def check_batch(host: pipeline.HostBatch) -> None:
             "source": host.source,
             "epoch": host.drawn.epoch,
             "records": f"{first}, ... ({len(records)}, sha256 {_hash(records)})",
-            "layout": f"sha256 {_hash(*_arrays(host.dealt))}",
+            "layout": f"sha256 {_hash(*host.dealt.arrays())}",
         }
 
     fingerprint.check(f"before step {host.step + 1}", values)
-
-
-def _arrays(dealt: layout.Deal) -> list[np.ndarray]:
-    return [
-        dealt.pairs_Nb,
-        *dealt.documents,
-        dealt.positives_Nb1,
-        dealt.row_groups_Nb,
-        dealt.column_groups_Nb,
-    ]
 
 
 def _hash(*arrays: np.ndarray) -> str:

@@ -17,12 +17,12 @@ from arcticjax.checkpoint.agreement import from_primary
 from arcticjax.checkpoint.store import CheckpointStore
 from arcticjax.data import pipeline
 from arcticjax.parallel import mesh as meshes
+from arcticjax.parallel.stop import StopSignal
 from arcticjax.step import state as states
 from arcticjax.step.activations import Kept
 from arcticjax.train import alike
 from arcticjax.train.report import Report
 from arcticjax.train.setup import Setup
-from arcticjax.train.stop import StopSignal
 
 
 @dataclass

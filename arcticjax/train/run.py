@@ -26,12 +26,12 @@ from arcticjax.config import RunConfig, differences, dump_config, load_config
 from arcticjax.export import certificate
 from arcticjax.parallel import compilation_cache, distributed
 from arcticjax.parallel import mesh as meshes
+from arcticjax.parallel.stop import StopSignal
 from arcticjax.step import activations
 from arcticjax.step import state as states
 from arcticjax.train import alike, result, setup
 from arcticjax.train.loop import Loop, Totals
 from arcticjax.train.report import Report
-from arcticjax.train.stop import StopSignal
 
 # Fields that may change when a run resumes: they do not change what is learned.
 _FREE = (
@@ -267,6 +267,8 @@ def _announce(ready: setup.Setup, report: Report, start: int) -> list[dict[str, 
         f"data     {len(ready.data.views)} sources, {sum(map(len, ready.data.views)):,} pairs: "
         f"{sizes}"
     )
+    for note in ready.data.notes:
+        report.note(f"cut      {note}")
     report.note(
         f"devices  {shapes.devices} x {devices.device_kind} ({devices.platform}), "
         f"{jax.process_count()} process(es), {config.train.precision}"

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from arcticjax import errors
 from arcticjax.config import RunConfig, TextContract
-from arcticjax.data import catalog, layout, pipeline
+from arcticjax.data import catalog, layout, list_pipeline, pipeline
 from arcticjax.models.presets import random_start
 from arcticjax.models.pretrained import Pretrained, contract_options, load_pretrained
 from arcticjax.models.tokenizer import TextTokenizer
@@ -49,7 +49,7 @@ class Setup:
     start: Pretrained
     tokenizer: TextTokenizer
     data: catalog.Catalog
-    builder: pipeline.BatchBuilder
+    builder: pipeline.BatchBuilder | list_pipeline.ListBatchBuilder
     total_steps: int
     program: programs.Program
     embedder: Embedder
@@ -100,16 +100,17 @@ def prepare(config: RunConfig, mesh: Mesh) -> Setup:
     data = catalog.open_sources(config, tokenizer)
     draw = programs.make_draw(config, data.views)
     shapes = programs.choose_shapes(config, start.spec, data.views, draw, sides, mesh)
-    builder = pipeline.BatchBuilder(
+    total_steps = config.train.total_steps or draw.steps_per_epoch
+    builder = programs.make_builder(
+        config,
         data.views,
         draw,
         shapes,
-        sides["query"],
-        sides["document"],
+        sides,
         meshes.local_positions(mesh),
+        total_steps,
         tokenizer.pad_id,
     )
-    total_steps = config.train.total_steps or draw.steps_per_epoch
     if config.optimizer.warmup_steps + (config.optimizer.decay_steps or 0) > total_steps:
         raise errors.ConfigError(
             f"optimizer.warmup_steps {config.optimizer.warmup_steps} and optimizer.decay_steps "

@@ -41,7 +41,11 @@ BROKEN = {
         "data.row_length",
         "data.query_length = 32",
     ),
-    "hard negatives": (["loss.in_batch_negatives=false"], "loss.in_batch_negatives", "needs hard"),
+    "hard negatives": (
+        ["loss.in_batch_negatives=false"],
+        "loss.in_batch_negatives",
+        "without negatives",
+    ),
     "wsd": (["optimizer.schedule=wsd"], "optimizer.decay_steps", "required by schedule wsd"),
     "not wsd": (["optimizer.decay_steps=5"], "optimizer.decay_steps", "only schedule wsd"),
     "constant ends": (

@@ -1,9 +1,12 @@
 """The command on eight fake devices, in this process; one program is compiled for all tests."""
 
 import json
+import math
+import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from arcticjax import errors
@@ -179,3 +182,35 @@ def test_kept_programs_are_not_compiled_again(planned, monkeypatch):
         eight.plan(load_config(planned[1], ["evaluation.tasks=[]", *sets]))
     assert len(compiled) == 2
     assert activations.buffer_bytes([]) == 0 and config.train.passes == "auto"
+
+
+FINETUNING = {"xs": "xs", "s": "s", "m": "m", "l": "l", "arctic_e5_base": "m"}
+
+
+@pytest.mark.parametrize("recipe", FINETUNING)
+def test_fine_tuning_recipes_are_of_the_settings_they_name(recipe):
+    path = CONFIGS / f"finetune_{recipe}.yaml"
+    size, text = FINETUNING[recipe], path.read_text()
+    base = next(name for name, of in workload.PUBLISHED.items() if of == size)
+    config = load_config(path, [f"model.init={base}"])
+    found = workload.describe(config)
+    assert found.spec == PRESETS[size]
+    assert (config.data.query_length, config.data.document_length) == (512, 512)
+    assert not config.loss.in_batch_negatives
+    [name] = re.findall(r"--topology (\S+)", text)
+    assert config.train.global_batch % math.prod(topology.parse(name).sides) == 0
+    # Ten negatives and up to three positives of each query.
+    shapes = [one.select(np.arange(4), 0, 0.0).documents_BC.shape for one in found.views]
+    assert shapes == [(4, 10 + config.data.positives)]
+
+
+def test_a_shrunk_fine_tuning_recipe_plans_without_sending_documents(tmp_path):
+    file = tmp_path / "plan.json"
+    sets = (*SHRUNK, "data.negatives.count=2", "train.passes=two")
+    run(CONFIGS / "finetune_l.yaml", "--topology", "cpu:8", "--json", str(file), sets=sets)
+    plan = json.loads(file.read_text())
+    step = plan["compiled_shapes"][0]
+    assert (step["positives"], step["negatives"], step["pairs_per_device"]) == (1, 2, 2)
+    gathered = 16 * 3 * 384 * 4
+    assert not any(one["op"] == "all-gather" and one["bytes"] == gathered
+                   for one in plan["collectives"])  # fmt: skip

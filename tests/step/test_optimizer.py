@@ -59,3 +59,31 @@ def test_biases_and_scales_are_not_decayed():
     assert float(changes["token"][0]) == pytest.approx(-0.05)
     assert float(changes["a"]["bias"][0]) == float(changes["norm"]["scale"][0]) == 0.0
     assert float(changes["loss"]["log_temperature"]) == 0.0
+
+
+def test_layers_learn_at_decaying_shares_and_frozen_ones_stay():
+    pieces = {
+        "params": {
+            "embeddings": {"token": jnp.ones((1, 3))},
+            "layers": {"kernel": jnp.ones((4, 3))},
+        },
+        "loss": {"log_temperature": jnp.ones((1, 1))},
+    }
+    config = OptimizerConfig(learning_rate=1.0, layer_decay=0.5)
+    shares = optimizer.rate_shares(config, pieces)
+    assert shares["params"]["layers"]["kernel"][:, 0].tolist() == [0.125, 0.25, 0.5, 1.0]
+    assert shares["params"]["embeddings"]["token"] == 0.0625
+    assert shares["loss"]["log_temperature"] == 1.0
+
+    frozen = OptimizerConfig(
+        learning_rate=1.0, freeze_embeddings=True, freeze_layers=2, weight_decay=0.5
+    )
+    make = optimizer.make_optimizer(frozen, 10)
+    changes, _ = make.update(pieces, make.init(pieces), pieces)
+    moved = np.abs(np.asarray(changes["params"]["layers"]["kernel"])).sum(axis=1) > 0
+    assert moved.tolist() == [False, False, True, True]
+    assert not np.any(changes["params"]["embeddings"]["token"])
+    assert np.all(changes["loss"]["log_temperature"])
+    gradients = optimizer.without_frozen(frozen, pieces)
+    assert np.asarray(gradients["params"]["layers"]["kernel"])[:, 0].tolist() == [0, 0, 1, 1]
+    assert not np.any(gradients["params"]["embeddings"]["token"])

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from arcticjax import errors
-from arcticjax.train.stop import StopSignal
+from arcticjax.parallel.stop import StopSignal
 
 
 def terminate():

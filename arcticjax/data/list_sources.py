@@ -1,0 +1,292 @@
+"""Stored lists of a run's sources: from mined candidates, columns of negatives, known layouts.
+
+pairs + candidates   data.sources.N.candidates: a folder of `arcticjax.data.candidates`
+columns              query, positives, negatives and scores in one record:
+                     sentence-transformers triplets and n-tuples, BGE and Tevatron JSONL
+beir:, msmarco:, arctictraining:   see `arcticjax.data.training_sets`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from arcticjax.config.schema import SourceConfig
+from arcticjax.data import adapters, lists, training_sets
+from arcticjax.data.candidates import CandidateFolder, Group, open_candidates
+from arcticjax.data.lists import ListWriter, StoredLists
+from arcticjax.data.stored import StoredSource, has_own_manifest
+from arcticjax.data.stored import open_source as open_stored
+from arcticjax.errors import DataError
+from arcticjax.models.tokenizer import TextTokenizer
+
+_READ = 4096
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Entry:
+    """Lists of one query while its records are read: numbers of documents and their scores."""
+
+    positives: dict[int, float] = field(default_factory=dict)
+    candidates: dict[int, float] = field(default_factory=dict)
+
+
+def open_source(
+    source: SourceConfig,
+    cache: Path,
+    tokenizer: TextTokenizer,
+    pairs: Callable[[SourceConfig], StoredSource],
+    others: Sequence[SourceConfig] = (),
+) -> StoredLists:
+    """The stored lists of a source: in the cache, made if absent.
+
+    pairs: opens the stored pairs of a source. others: the run's other sources, where candidates are
+    looked for that were mined from several sources together. Raises DataError naming what cannot be
+    read, or candidates that belong to other data.
+    """
+    folder = None if source.candidates is None else open_candidates(source.candidates)
+    origin = {
+        "columns": [source.query, source.document, source.negatives, source.scores],
+        "files": _identity(source),
+        "candidates": folder and folder.fingerprint,
+        "others": [],
+    }
+    group = None if folder is None else folder.group_of(source.name)
+    if group is not None and group.kind == "text":
+        shared = [other for other in others if other.name in group.sources]
+        origin["others"] = [_identity(other) for other in shared]
+    else:
+        shared = []
+    key = hashlib.sha256(
+        json.dumps([lists.FORMAT_VERSION, origin, tokenizer.sha256]).encode()
+    ).hexdigest()
+    directory = cache / "lists" / f"{source.name}-{key[:16]}"
+    if not directory.exists():
+        _log.info("source %s: writing its lists into %s", source.name, directory)
+
+    def fill(writer: ListWriter) -> None:
+        if folder is not None and group is not None:
+            if group.kind == "own":
+                _from_own_ids(writer, source, folder, group)
+            else:
+                pools = [pairs(one) for one in (source, *shared)]
+                _from_text_ids(writer, source, folder, group, pools)
+            return
+        if training_sets.knows(source.path):
+            records = training_sets.read(source, tokenizer, writer)
+        elif _is_stored(source):
+            records = _stored_records(pairs(source), writer)
+        else:
+            records = _column_records(source, writer)
+        _write_entries(writer, records)
+
+    return lists.write(directory, source.name, tokenizer, fill)
+
+
+def _is_stored(source: SourceConfig) -> bool:
+    return has_own_manifest(Path(source.path).expanduser())
+
+
+def _identity(source: SourceConfig) -> Any:
+    """What the texts of a source depend on, as JSON."""
+    if training_sets.knows(source.path):
+        return training_sets.identity(source)
+    if _is_stored(source):
+        return open_stored(Path(source.path).expanduser()).fingerprint
+    return adapters.identity(source)
+
+
+def _stored_records(pool: StoredSource, writer: ListWriter) -> Iterator[training_sets.Record]:
+    """Records of stored pairs, which have no negatives."""
+    for start in range(0, len(pool), _READ):
+        records = np.arange(start, min(start + _READ, len(pool)))
+        ids = zip(
+            pool.query_ids[records].tolist(), pool.document_ids[records].tolist(), strict=True
+        )
+        for (query_id, document_id), query, document in zip(ids, *pool.read(records), strict=True):
+            document = writer.tokens("document", document_id, document.copy())
+            yield training_sets.Record(
+                writer.tokens("query", query_id, query.copy()), [(document, math.nan)], []
+            )
+
+
+def _column_records(source: SourceConfig, writer: ListWriter) -> Iterator[training_sets.Record]:
+    """Records of plain files and datasets libraries, by the columns of the config."""
+    columns = {source.query: "query", source.document: "document"}
+    columns |= {column: "negatives" for column in source.negatives}
+    columns |= {column: "scores" for column in source.scores}
+    for where, record in adapters.read_records(source, columns):
+        (query,) = lists.checked_texts([record[source.query]], where)
+        positives = _texts(record[source.document], where)
+        negatives = [text for column in source.negatives for text in _texts(record[column], where)]
+        scores = [math.nan] * (len(positives) + len(negatives))
+        if source.scores:
+            given = [one for column in source.scores for one in _numbers(record[column], where)]
+            if len(given) != len(scores):
+                raise DataError(
+                    f"{where}: {len(given)} scores for {len(positives)} documents and "
+                    f"{len(negatives)} negatives; there must be one for each, documents first"
+                )
+            scores = given
+        if not positives:
+            raise DataError(f"{where}: column {source.document!r} holds no document")
+        yield training_sets.Record(
+            writer.query(query),
+            list(zip(map(writer.document, positives), scores, strict=False)),
+            list(zip(map(writer.document, negatives), scores[len(positives) :], strict=True)),
+        )
+
+
+def _texts(value: Any, where: str) -> list[str]:
+    """A text, a document with title and text, or a list of these, as texts."""
+    values = value if isinstance(value, list | tuple) else [value]
+    plain = [
+        training_sets.titled(one) if isinstance(one, dict) and "text" in one else one
+        for one in values
+    ]
+    return lists.checked_texts(plain, where)
+
+
+def _numbers(value: Any, where: str) -> list[float]:
+    values = value if isinstance(value, list | tuple) else [value]
+    for one in values:
+        if isinstance(one, bool) or not isinstance(one, int | float) or not math.isfinite(one):
+            raise DataError(f"{where}: the score {one!r} is not a number")
+    return [float(one) for one in values]
+
+
+def _write_entries(writer: ListWriter, records: Iterable[training_sets.Record]) -> None:
+    """Writes lists; records of one query become one, so that a positive of any of them is none of
+    its negatives."""
+    entries: dict[int, Entry] = {}
+    for record in records:
+        entry = entries.setdefault(record.query, Entry())
+        for known, fresh in (
+            (entry.positives, record.positives),
+            (entry.candidates, record.candidates),
+        ):
+            for document, score in fresh:
+                known.setdefault(document, score)
+    for query in range(len(entries)):
+        entry = entries[query]
+        # Unscored candidates stay as listed: that is their rank.
+        candidates = list(entry.candidates.items())
+        if not any(math.isnan(score) for _, score in candidates):
+            candidates.sort(key=lambda one: -one[1])
+        writer.lists(
+            list(entry.positives),
+            list(entry.positives.values()),
+            [document for document, _ in candidates],
+            [score for _, score in candidates],
+        )
+
+
+def _from_text_ids(
+    writer: ListWriter,
+    source: SourceConfig,
+    folder: CandidateFolder,
+    group: Group,
+    pools: Sequence[StoredSource],
+) -> None:
+    """Lists that name documents by the ids of their texts, which stored pairs hold."""
+    own = np.unique(pools[0].query_ids)
+    parts = []
+    for part in folder.batches(group):
+        keep_Q = np.isin(part.query_ids, own)
+        if keep_Q.any():
+            parts.append((part, np.flatnonzero(keep_Q)))
+    if not parts:
+        raise DataError(
+            f"source {source.name!r}: {folder.directory} holds candidates for none of its "
+            f"{len(own)} queries; it was mined from other data: mine again"
+        )
+    needed = np.unique(
+        np.concatenate(
+            [ids for part, _ in parts for ids in (part.candidate_ids, part.positive_ids)]
+        )
+    )
+    numbers = np.full(len(needed), -1, np.int64)
+    _, first = np.unique(pools[0].query_ids, return_index=True)
+    query_places = dict(zip(pools[0].query_ids[first].tolist(), first.tolist(), strict=True))
+    for pool in pools:
+        ids, first = np.unique(pool.document_ids, return_index=True)
+        places = np.minimum(np.searchsorted(needed, ids), len(needed) - 1)
+        wanted = (needed[places] == ids) & (numbers[places] < 0)
+        ids, first, places = ids[wanted], first[wanted], places[wanted]
+        for start in range(0, len(ids), _READ):
+            some = slice(start, start + _READ)
+            _, bodies = pool.read(first[some])
+            for place, identity, body in zip(
+                places[some].tolist(), ids[some].tolist(), bodies, strict=True
+            ):
+                numbers[place] = writer.tokens("document", identity, body.copy())
+    if (numbers < 0).any():
+        raise DataError(
+            f"source {source.name!r}: {folder.directory} names {(numbers < 0).sum()} documents of "
+            f"{len(needed)} that the run's sources do not hold; list all sources it was mined from "
+            f"({', '.join(group.sources)}) in data.sources, unchanged, or mine again"
+        )
+    for part, queries in parts:
+        candidates = numbers[np.searchsorted(needed, part.candidate_ids)]
+        positives = numbers[np.searchsorted(needed, part.positive_ids)]
+        identities = part.query_ids[queries].tolist()
+        tokens, _ = pools[0].read(np.array([query_places[one] for one in identities]))
+        for query, identity, body in zip(queries.tolist(), identities, tokens, strict=True):
+            writer.tokens("query", identity, body.copy())
+            _write_list(writer, part, query, positives, candidates)
+
+
+def _from_own_ids(
+    writer: ListWriter, source: SourceConfig, folder: CandidateFolder, group: Group
+) -> None:
+    """Lists that name documents by the ids of a BEIR folder."""
+    root = training_sets.beir_folder(source)
+    parts = list(folder.batches(group))
+    needed = {
+        one for part in parts for ids in (part.candidate_ids, part.positive_ids) for one in ids
+    }
+    numbers: dict[str, int] = {}
+    for name, text in training_sets.beir_texts(source, root, "corpus"):
+        if name in needed:
+            # A document without text says nothing, as a positive or as a negative.
+            numbers[name] = writer.document(text) if text else -1
+    queries = dict(training_sets.beir_texts(source, root, "queries"))
+    for part in parts:
+        missing = [one for one in part.candidate_ids if one not in numbers]
+        missing += [one for one in part.query_ids if one not in queries]
+        if missing:
+            raise DataError(
+                f"source {source.name!r}: {folder.directory} names {len(missing)} texts that "
+                f"{root} does not hold, such as {missing[0]!r}; it was mined from other data: mine "
+                "again"
+            )
+        candidates = np.array([numbers[one] for one in part.candidate_ids], np.int64)
+        positives = np.array([numbers[one] for one in part.positive_ids], np.int64)
+        for query, name in enumerate(part.query_ids):
+            before = writer.query_count
+            if writer.query(queries[name]) == before:
+                _write_list(writer, part, query, positives, candidates)
+
+
+def _write_list(
+    writer: ListWriter, part: Any, query: int, positives: np.ndarray, candidates: np.ndarray
+) -> None:
+    places = slice(part.candidate_starts[query], part.candidate_starts[query + 1])
+    known = slice(part.positive_starts[query], part.positive_starts[query + 1])
+    some, given = positives[known] >= 0, candidates[places] >= 0
+    writer.lists(
+        positives[known][some],
+        part.positive_scores[known][some],
+        candidates[places][given],
+        part.candidate_scores[places][given],
+    )

@@ -1,0 +1,222 @@
+"""Command line of mining: reads the config, runs it, and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from arcticjax import config as configs
+from arcticjax import errors
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise errors.ConfigError(f"{message}; see python -m arcticjax.mine --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Mines as the config says; returns 0. Errors are `arcticjax.errors.ArcticError`."""
+    parser = _Parser(
+        prog="python -m arcticjax.mine",
+        description="Find candidates for hard negatives: for every query the documents that a "
+        "teacher ranks highest, with scores. The same command again goes on where it stopped.",
+        epilog=f"Fields of the config:\n\n{configs.describe(configs.MineConfig)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file that describes what is mined")
+    parser.add_argument("--output", metavar="DIR", help="replace the config's output")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="replace a field of the config, for example top_k=200; may be repeated",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the complete config and stop"
+    )
+    parser.add_argument(
+        "--sweep",
+        action="store_true",
+        help="print and draw what upper thresholds leave of the candidates in output, without "
+        "mining; needs only --output",
+    )
+    parser.add_argument(
+        "--negatives",
+        type=int,
+        default=10,
+        metavar="N",
+        help="with --sweep: a query is kept if N candidates pass (default 10)",
+    )
+    parser.add_argument(
+        "--plan",
+        metavar="QUERIES/DOCUMENTS",
+        help="say what mining so many takes on --topology, such as 1e6/1e7, and stop",
+    )
+    parser.add_argument(
+        "--topology", default="v5e:2x4", metavar="KIND:SIZE", help="with --plan: a slice"
+    )
+    parser.add_argument(
+        "--lengths",
+        default="16/200",
+        metavar="QUERY/DOCUMENT",
+        help="with --plan: mean tokens of queries and documents as encoded",
+    )
+    parser.add_argument(
+        "--relabel",
+        nargs=2,
+        metavar=("DIR", "FILE"),
+        help="copy the candidates of DIR to --output with the scores of FILE (Parquet: query_id, "
+        "document_id, score), and stop",
+    )
+    parser.add_argument(
+        "--merge",
+        nargs="+",
+        metavar="DIR",
+        help="write the candidates of several teachers for the same inputs as one to --output, "
+        "and stop",
+    )
+    options = parser.parse_args(arguments)
+    if options.relabel or options.merge:
+        _derive(options.relabel, options.merge, options.output)
+        return 0
+    if options.sweep and options.output is not None and options.config is None:
+        _sweep(options.output, options.negatives)
+        return 0
+    if options.config is None:
+        raise errors.ConfigError("--config FILE is missing; see python -m arcticjax.mine --help")
+    sets = list(options.set)
+    if options.output is not None:
+        sets.append(f"output={options.output}")
+    config = configs.load(configs.MineConfig, options.config, sets)
+    if options.print_config:
+        print(configs.dump_config(config), end="")
+        return 0
+    if options.sweep:
+        _sweep(config.output, options.negatives)
+        return 0
+    if options.plan is not None:
+        _plan(config, options.plan, options.topology, options.lengths)
+        return 0
+
+    # Only now: --help and a wrong config should not wait for jax.
+    from arcticjax.mine import run
+
+    _show_log()
+    run.run(config)
+    return 0
+
+
+def _sweep(output: str, minimum: int) -> None:
+    """Prints a table for each group, and draws it into the report's folder."""
+    from arcticjax.data import candidates
+    from arcticjax.mine import figures, files, report, sweep
+
+    if minimum < 1:
+        raise errors.ConfigError(f"--negatives: {minimum} is not 1 or more")
+    opened = candidates.open_candidates(output)
+    folder = opened.directory / report.FOLDER
+    with files.explained(folder):
+        folder.mkdir(exist_ok=True)
+    for group in opened.groups:
+        rows = sweep.sweep(opened, group, minimum=minimum)
+        looked = f"{rows[0].queries:,} of {group.queries:,} queries" if rows else "no queries"
+        print(f"{group.name}: {looked}, {minimum} negatives wanted")
+        print(_columns(sweep.table(rows)))
+        picture = figures.draw_yield(rows, minimum, f"{group.name}: yield")
+        path = folder / f"{group.name}-sweep.png"
+        files.write_whole(path, lambda file, picture=picture: file.write(picture))
+        print(f"{path}\n")
+
+
+def _derive(
+    relabelled: Sequence[str] | None, merged: Sequence[str] | None, output: str | None
+) -> None:
+    from arcticjax.data import candidates
+    from arcticjax.mine import derive
+
+    if output is None:
+        raise errors.ConfigError("--output DIR is missing: where the new candidates go")
+    if relabelled:
+        folder, file = candidates.open_candidates(relabelled[0]), Path(relabelled[1])
+        count = derive.relabel(folder, file.expanduser(), Path(output))
+        print(f"{output}: {count:,} scores replaced")
+    if merged:
+        derive.merge([candidates.open_candidates(one) for one in merged], Path(output))
+        print(f"{output}: {len(merged)} teachers' candidates as one")
+
+
+def _plan(config: configs.MineConfig, counts: str, topology: str, lengths: str) -> None:
+    from arcticjax.mine import plan, teacher
+
+    queries, documents = _pair(counts, "--plan", "two counts such as 1e6/1e7", 1)
+    chip, chips = plan.parse_slice(topology)
+    source = teacher.load_teacher(config).source
+    made = plan.make_plan(
+        config,
+        source.spec,
+        teacher.size(source),
+        int(queries),
+        int(documents),
+        chip,
+        chips,
+        lengths=_pair(lengths, "--lengths", "two means of 3 tokens or more such as 16/200", 3),
+        row_length=max(source.contract.query_length, source.contract.document_length),
+    )
+    print(plan.to_text(made))
+
+
+def _pair(text: str, flag: str, expected: str, least: float) -> tuple[float, float]:
+    try:
+        left, right = (float(part) for part in text.split("/"))
+    except ValueError:
+        left = right = math.nan
+    if not (least <= left < math.inf and least <= right < math.inf):
+        raise errors.ConfigError(f"{flag}: {text!r} is not {expected}")
+    return left, right
+
+
+def _columns(table: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if number == 0 else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in table
+    )
+
+
+def _show_log() -> None:
+    """Lets the parts' own messages (tokenising, a lease taken over) reach stderr."""
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(logging.StreamHandler())
+    for handler in root.handlers:
+        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        handler.addFilter(_from_process_0)
+    logging.getLogger("arcticjax").setLevel(logging.INFO)
+
+
+def _from_process_0(record: logging.LogRecord) -> bool:
+    import jax
+
+    return record.levelno >= logging.ERROR or jax.process_index() == 0
+
+
+def _leave(code: int) -> NoReturn:
+    # A wrong config ends here too, and should not wait for jax.
+    if "jax" not in sys.modules:
+        sys.exit(code)
+    from arcticjax.parallel import distributed
+
+    distributed.leave(code)
+
+
+if __name__ == "__main__":
+    errors.run_cli(lambda: main(sys.argv[1:]), leave=_leave)

@@ -1,0 +1,106 @@
+"""Fine-tuning as typed: the same on any devices and after a stop, and what it says."""
+
+import json
+
+import numpy as np
+import pytest
+
+from arcticjax import errors
+from arcticjax.train import loop
+from tests.train import finetuning
+from tests.train.running import BARE, cluster, finish, lines, losses, same, start, train, weights
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+# Thresholds that move at every third of a run, and other negatives in every epoch.
+MOVING = {
+    "count": 2,
+    "minimum": 1,
+    "sampling": "random",
+    "thresholds": {"upper": {"kind": "absolute", "value": 0.9}},
+    "curriculum": {"shape": "linear", "levels": 2,
+                   "points": [{"start": 0.0, "upper": 0.6}, {"start": 0.7, "upper": 0.9}]},
+}  # fmt: skip
+OWN = {"data.negatives": MOVING, "checkpoint.save_every_steps": 2, **BARE}
+SHARED = {"loss.in_batch_negatives": True, **BARE}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """Six steps on one device, each query against its own negatives."""
+    folder = tmp_path_factory.mktemp("own")
+    train(finetuning.config(folder, **OWN))
+    return folder
+
+
+def test_it_learns_and_announces_its_documents(own):
+    result = json.loads((own / "run" / "result.json").read_text())
+    step = result["compiled_shapes"][0]
+    assert (step["positives"], step["negatives"]) == (2, 2)
+    assert losses(own)[-1][2] < losses(own)[0][2]
+
+
+def test_eight_devices_give_the_run_of_one(own, tmp_path):
+    finish(start(finetuning.config(tmp_path, **OWN, **{"mesh.data": "auto"}), devices=8))
+    close(losses(own), losses(tmp_path))
+
+
+@pytest.mark.slow
+def test_two_processes_of_two_devices_give_the_run_of_one(tmp_path):
+    """With documents shared between devices."""
+    train(finetuning.config(tmp_path / "one", **SHARED))
+    file = finetuning.config(tmp_path / "two", **SHARED, **{"mesh.data": "auto"})
+    outputs = [
+        finish(process)
+        for process in [start(file, devices=2, environment=one) for one in cluster(2)]
+    ]
+    assert "cut      a: 48 of 48 queries kept" in outputs[0]
+    close(losses(tmp_path / "one"), losses(tmp_path / "two"))
+
+
+def test_an_interrupted_run_resumes_bit_for_bit(own, tmp_path, monkeypatch):
+    """In the middle of its curriculum."""
+    file = finetuning.config(tmp_path, **OWN)
+    report = loop.Loop._report
+
+    def interrupted(self, host, metrics):
+        if host.step == 3:
+            raise KeyboardInterrupt
+        report(self, host, metrics)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.Loop, "_report", interrupted)
+        train(file)
+    assert len(losses(tmp_path)) < 6
+    train(file)
+    assert losses(tmp_path) == losses(own)
+    assert same(weights(tmp_path), weights(own))
+
+
+def test_other_thresholds_need_no_other_lists(own):
+    """Another run on the same cache, with other thresholds, writes no lists; the same run refuses
+    them."""
+    cache = own / "run" / "cache"
+    before = sorted(cache.rglob("*"))
+    changes = {**OWN, "data.negatives": {"count": 1}, "data.cache": str(cache)}
+    file = finetuning.config(own / "other", **changes)
+    for name in "ab":  # the same files, not copies
+        text = file.read_text().replace(str(own / "other" / name), str(own / name))
+        file.write_text(text)
+    train(file, "train.total_steps=3")
+    assert sorted(cache.rglob("*")) == before
+
+    with pytest.raises(errors.ConfigError, match=r"data\.negatives\.sampling"):
+        train(own / "config.yaml", "data.negatives.sampling=top")
+
+
+def test_too_few_negatives_stop_it_before_the_first_step(tmp_path):
+    file = finetuning.config(tmp_path, **{**OWN, "data.negatives": {"count": 7}})
+    with pytest.raises(errors.DataError, match=r"no query has 7 hard.*\n.*48 with too few"):
+        train(file)
+    assert not any("loss" in line for line in lines(tmp_path))
+
+
+def close(left, right) -> None:
+    assert [line[:2] for line in left] == [line[:2] for line in right]
+    np.testing.assert_allclose([line[2] for line in left], [line[2] for line in right], rtol=1e-5)
