@@ -117,9 +117,9 @@ class Search:
         """A block of documents on the devices: from places of queries to scores float32 [Q, K] and
         places of documents int64 [Q, K]."""
         devices = self.mesh.devices.size
-        # Both sizes are those of a full block, so that all blocks share one program; the tile does
-        # not depend on the number of devices, nor does, on most processors, a score's last bit.
-        tile = min(TILE, round_up(self.block, 8))
+        # Both sizes are those of a full block, so that all blocks share one program. The tile does
+        # not depend on devices or blocks: a score's last bit may depend on the product's shape.
+        tile = min(TILE, round_up(len(self.documents), 8))
         share = round_up(-(-self.block // devices), tile)
         width = self.documents.shape[1]
 

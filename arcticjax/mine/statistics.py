@@ -10,7 +10,7 @@ import numpy as np
 from arcticjax.data import candidates
 from arcticjax.mine.false_negatives import Estimate, signs
 from arcticjax.mine.inputs import Pool
-from arcticjax.mine.sweep import Row, sampled, sweep
+from arcticjax.mine.sweep import MOST_QUERIES, Row, sampled, sweep
 
 BINS = np.round(np.linspace(-1, 1, 101), 2)
 # Candidates of an example that are shown.
@@ -29,8 +29,9 @@ class Example:
 @dataclass(frozen=True)
 class Statistics:
     """histograms: counts in BINS of the scores of positives, of all candidates, and of the best,
-    10th and 100th candidate of each query. rank_of_positive: queries whose best positive is
-    outscored by so many candidates (upper ends in RANK_EDGES). sampled: queries they are of."""
+    10th and 100th candidate of each query. ahead: queries whose best positive is outscored by so
+    many candidates. sampled: queries that these are of. rows: the yields of a query that is kept
+    with `minimum` negatives."""
 
     group: candidates.Group
     histograms: dict[str, np.ndarray]
@@ -62,8 +63,9 @@ def collect(
     ahead = {_ahead_name(number): 0 for number in range(len(RANK_EDGES) + 1)}
     estimate, shown, seen = Estimate(), [], 0
     random = np.random.Generator(np.random.PCG64(seed))
-    share = queries / max(1, group.queries)
-    for batch in sampled(folder, group, max(queries, 20_000)):
+    most = max(queries, MOST_QUERIES)
+    share = queries / max(1, min(group.queries, most))
+    for batch in sampled(folder, group, most):
         _count(histograms, batch)
         _count_ahead(ahead, batch)
         seen += len(batch)
