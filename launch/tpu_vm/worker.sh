@@ -43,7 +43,7 @@ setup() {
   mkdir -p "$code"
   tar -xzf "$folder/code.tar.gz" -C "$code"
   command -v uv >/dev/null || [ -x "$HOME/.local/bin/uv" ] || python3 -m pip install --quiet --user uv
-  (cd "$code" && PATH="$HOME/.local/bin:$PATH" uv sync --frozen --quiet --extra tpu)
+  (cd "$code" && PATH="$HOME/.local/bin:$PATH" uv sync --frozen --quiet --no-default-groups --extra tpu)
   echo "$revision" > "$folder/revision"
 }
 
