@@ -169,7 +169,7 @@ def _inputs(config: RunConfig | None) -> list[Finding]:
     found.append(attempt("storage", lambda: machine.storage(directory)))
     found.append(attempt("disk", lambda: machine.room(directory, saving)))
     if found[-2].status == "ok":
-        found.append(attempt("clock", lambda: machine.clock(directory)))
+        found.append(attempt("disk's clock", lambda: machine.clock(directory)))
     return found
 
 

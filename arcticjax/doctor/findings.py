@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from arcticjax.errors import ArcticError, ConfigError, ResourceError
@@ -19,7 +19,7 @@ class Finding:
     """One row: what was looked at, how it is, what was seen, and what to do about it.
 
     resource: whether a failure is one of room (disk, memory, permissions) rather than of
-    configuration.
+    configuration. seconds: what the check measured, if it measured a time.
     """
 
     check: str
@@ -27,6 +27,7 @@ class Finding:
     found: str
     advice: str = ""
     resource: bool = False
+    seconds: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in the JSON output."""
@@ -66,25 +67,46 @@ def exit_code(findings: Iterable[Finding]) -> int:
 
 
 def merge(by_process: Sequence[Sequence[Finding]], hosts: Sequence[str]) -> list[Finding]:
-    """The findings of all processes as one list: what all found alike once, else one row for each
-    group of processes with its members named."""
+    """The findings of all processes as one list, in the order of the checks.
+
+    A check that is well everywhere is one row: what all say, or what the slowest or first says.
+    Every other answer is a row that names its processes. Each process makes a check once.
+    """
     merged: list[Finding] = []
-    checks = list(dict.fromkeys(one.check for findings in by_process for one in findings))
-    for check in checks:
+    for check in dict.fromkeys(one.check for findings in by_process for one in findings):
+        told = [
+            (process, one)
+            for process, findings in enumerate(by_process)
+            for one in findings
+            if one.check == check
+        ]
+        good = [(process, one) for process, one in told if one.status == "ok"]
+        if good:
+            merged.append(_good(good, hosts))
         groups: dict[Finding, list[int]] = {}
-        for process, findings in enumerate(by_process):
-            for one in findings:
-                if one.check == check:
-                    groups.setdefault(one, []).append(process)
+        for process, one in told:
+            if one.status != "ok":
+                groups.setdefault(one, []).append(process)
         for one, members in groups.items():
-            if len(members) == len(by_process):
-                merged.append(one)
-                continue
-            named = ", ".join(f"{member} ({hosts[member]})" for member in members[:4])
-            more = f" and {len(members) - 4} more" if len(members) > 4 else ""
-            found = f"process {named}{more}: {one.found}"
-            merged.append(Finding(check, one.status, found, one.advice, one.resource))
+            if len(members) < len(by_process):
+                one = replace(one, found=f"process {_named(members, hosts)}: {one.found}")
+            merged.append(one)
     return merged
+
+
+def _good(good: Sequence[tuple[int, Finding]], hosts: Sequence[str]) -> Finding:
+    process, one = max(good, key=lambda told: told[1].seconds or 0.0)
+    if len(good) == len(hosts) and len({other.found for _, other in good}) == 1:
+        return one
+    rest = "the slowest" if one.seconds is not None else "one"
+    return replace(
+        one, found=f"{one.found} (process {process}, {hosts[process]}, {rest} of {len(good)})"
+    )
+
+
+def _named(members: Sequence[int], hosts: Sequence[str]) -> str:
+    named = ", ".join(f"{member} ({hosts[member]})" for member in members[:4])
+    return named + (f" and {len(members) - 4} more" if len(members) > 4 else "")
 
 
 def table(findings: Sequence[Finding]) -> str:

@@ -110,7 +110,7 @@ def _available_memory() -> int | None:
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
-def storage(directory: Path) -> Finding | str:
+def storage(directory: Path) -> Finding:
     """Writes, reads and deletes a probe where a run's directory is or would be made."""
     place = nearest(directory)
     if not place.is_dir():
@@ -143,7 +143,8 @@ def storage(directory: Path) -> Finding | str:
         )
     took = time.perf_counter() - began
     where = f"{directory}" + ("" if place == directory else f" (to be made in {place})")
-    return f"{where}: 1 MiB written, read and deleted in {took:.2f} s"
+    found = f"{where}: 1 MiB written, read and deleted in {took:.2f} s"
+    return Finding("storage", "ok", found, seconds=took)
 
 
 def room(directory: Path, needed: int) -> str:
@@ -163,14 +164,14 @@ def clock(directory: Path) -> Finding | str:
         skew = probe.stat().st_mtime - time.time()
     finally:
         probe.unlink(missing_ok=True)
-    return judge_skew(skew, "the disk's")
+    return judge_skew("disk's clock", skew, "the disk's")
 
 
-def judge_skew(skew_seconds: float, other: str) -> Finding | str:
+def judge_skew(check: str, skew_seconds: float, other: str) -> Finding | str:
     """A clock that is off by this much from another one."""
     if abs(skew_seconds) > _MOST_SKEW_SECONDS:
         return Finding(
-            "clock",
+            check,
             "fail",
             f"{abs(skew_seconds):.0f} s {'behind' if skew_seconds > 0 else 'ahead of'} {other}",
             "synchronise it (chronyc makestep, timedatectl set-ntp true)",

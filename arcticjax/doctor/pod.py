@@ -82,7 +82,7 @@ def alike(config: RunConfig | None) -> str:
     return f"{jax.process_count()} processes with the same config, code and devices"
 
 
-def all_gather(mesh: Mesh) -> str:
+def all_gather(mesh: Mesh) -> Finding:
     """Gathers a small array from every device on every device, and times it."""
     count = mesh.devices.size
 
@@ -109,7 +109,8 @@ def all_gather(mesh: Mesh) -> str:
                 "network between devices is faulty; take other machines"
             )
     moved = _PART_FLOATS * 4 * (count - 1)
-    return f"{count} devices, {moved / 2**20:.2f} MiB to each in {1000 * took:.2f} ms"
+    found = f"{count} devices, {moved / 2**20:.2f} MiB to each in {1000 * took:.2f} ms"
+    return Finding("all-gather", "ok", found, seconds=took)
 
 
 def clocks() -> Finding | str:
@@ -118,7 +119,7 @@ def clocks() -> Finding | str:
     client.wait_at_barrier("arcticjax/doctor/clock", timeout_in_ms=int(1000 * _PATIENCE_SECONDS))
     now = time.time()
     first = float(exchange("clock", repr(now))[0])
-    return machine.judge_skew(first - now, "process 0's")
+    return machine.judge_skew("clock", first - now, "process 0's")
 
 
 def shared(directory: Path) -> str:

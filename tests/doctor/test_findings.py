@@ -45,9 +45,24 @@ def test_what_they_found_unlike_names_them():
     other = Finding("a", "fail", "broken", "mend it")
     rows = merge([[GOOD], [other], [GOOD]], ["h0", "h1", "h2"])
     assert rows == [
-        Finding("a", "ok", "process 0 (h0), 2 (h2): fine"),
+        Finding("a", "ok", "fine (process 0, h0, one of 2)"),
         Finding("a", "fail", "process 1 (h1): broken", "mend it"),
     ]
+
+
+def test_what_is_well_everywhere_is_one_row_though_measured_unlike():
+    timed = [[Finding("t", "ok", f"took {n}", seconds=n)] for n in (1.0, 3.0, 2.0)]
+    [row] = merge(timed, ["h0", "h1", "h2"])
+    assert row.found == "took 3.0 (process 1, h1, the slowest of 3)"
+    sizes = [[Finding("s", "ok", f"{n} GiB")] for n in range(100)]
+    [row] = merge(sizes, [f"h{n}" for n in range(100)])
+    assert row.found == "0 GiB (process 0, h0, one of 100)"
+
+
+def test_many_processes_are_counted():
+    bad = [[Finding("a", "fail", "broken")] for _ in range(6)]
+    row = merge([[GOOD], *bad], [f"h{n}" for n in range(7)])[1]
+    assert row.found == "process 1 (h1), 2 (h2), 3 (h3), 4 (h4) and 2 more: broken"
 
 
 def test_a_check_that_only_some_made_is_kept():

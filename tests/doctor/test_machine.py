@@ -47,7 +47,7 @@ def test_memory_that_does_not_suffice_is_a_matter_of_resources():
 
 
 def test_storage_is_tried_where_the_directory_would_be_and_left_clean(tmp_path):
-    said = machine.storage(tmp_path / "new" / "run")
+    said = machine.storage(tmp_path / "new" / "run").found
     assert f"to be made in {tmp_path}" in said and not list(tmp_path.iterdir())
 
 
