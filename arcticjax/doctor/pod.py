@@ -33,6 +33,12 @@ def devices(platform: str, policy: str) -> Finding | str:
     cluster = distributed.detect(os.environ)
     distributed.start(platform, policy)
     found = jax.devices()
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise ConfigError(
+            f"the devices belong to {jax.process_count()} processes, but nothing told this one how "
+            "to reach the others; start the run by launch.tpu_vm, or set ARCTICJAX_COORDINATOR, "
+            "ARCTICJAX_PROCESSES and ARCTICJAX_PROCESS (docs/launching.md)"
+        )
     kind = found[0].device_kind
     text = f"{len(found)} x {kind} ({found[0].platform})"
     if cluster is not None:

@@ -56,6 +56,9 @@ class Tpu(_Part):
             raise ValueError(
                 f"topology: {self.slice_chips} chips do not divide into nodes of {self.chips}"
             )
+        if self.slices > 1 and self.nodes == 1:
+            # cloud.google.com/kubernetes-engine/docs/how-to/tpu-multislice
+            raise ValueError("slices: GKE joins slices of several nodes only; take a larger one")
         return self
 
     @property

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from arcticjax.doctor import __main__ as command
@@ -88,6 +89,14 @@ def test_a_config_that_cannot_be_read_leaves_the_machine_examined(file, capsys):
     code, found = examine(capsys, file, "train.global_bach=12")
     assert code == 2 and "did you mean train.global_batch?" in found["config"]["found"]
     assert found["all-gather"]["status"] == "ok"
+
+
+def test_hosts_of_a_slice_that_were_not_introduced_are_told_so(capsys, monkeypatch):
+    """As on a TPU VM of several workers, where each sees the devices of all."""
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    assert command.main([]) == 2
+    said = capsys.readouterr().out
+    assert "belong to 4 processes" in said and "all-gather         skipped" in said
 
 
 def test_wrong_usage_is_refused():

@@ -189,6 +189,7 @@ def test_kubectl_gets_the_manifest(tmp_path, monkeypatch):
         ({"cpu": {}, "gpu": {"accelerator": "x"}}, "given: gpu, cpu"),
         ({"tpu": {"kind": "v5e", "topology": "4x4x4"}}, "has 2 sides"),
         ({"tpu": {"kind": "v5e", "topology": "3x3"}}, "do not divide into nodes"),
+        ({"tpu": {"kind": "v5e", "topology": "2x2", "slices": 2}}, "slices of several nodes"),
         ({"tpu": {"kind": "v9", "topology": "4x4"}}, "tpu.kind"),
         ({"cpu": {}, "grace_seconds": 5}, "grace_seconds"),
         ({"cpu": {}, "secrets": "x"}, "secrets: Extra inputs"),
