@@ -55,7 +55,7 @@ def test_without_a_config_the_machine_alone(capsys):
     ("change", "check", "message"),
     [
         ("train.global_batch=12", "mesh", "train.global_batch"),
-        ("mesh.fsdp=3", "mesh", "mesh.fsdp"),
+        ("mesh.data=16", "mesh", "but 8 are at hand"),
         ("model.init=no/such-folder/x", "model", "no such folder"),
         ("data.sources.0.path=/nowhere.parquet", "data", "no such file"),
         ("data.sources.0.query=quarry", "data", "quarry"),
