@@ -124,6 +124,7 @@ def doctors(file, *others: str) -> tuple[int, list[dict], str]:
     return codes.pop(), json.loads(target.read_text())["findings"], "\n".join(outputs)
 
 
+@pytest.mark.slow
 def test_two_processes_are_examined_together_and_one_prints(file):
     code, found, said = doctors(file)
     assert code == 0, said
@@ -133,6 +134,7 @@ def test_two_processes_are_examined_together_and_one_prints(file):
     assert said.count("fit to start") == 1
 
 
+@pytest.mark.slow
 def test_processes_that_were_started_unlike_are_told_apart(file, tmp_path):
     """Another seed, and a run directory that process 0 does not see."""
     code, found, said = doctors(file, "--set", "run.seed=4", "--set", f"run.directory={tmp_path}")
