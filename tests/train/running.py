@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -43,21 +42,6 @@ def start(
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def cluster(processes: int) -> list[dict[str, str]]:
-    """The environment by which each of several processes on this machine finds the others."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    return [
-        {
-            "ARCTICJAX_COORDINATOR": f"localhost:{port}",
-            "ARCTICJAX_PROCESSES": str(processes),
-            "ARCTICJAX_PROCESS": str(rank),
-        }
-        for rank in range(processes)
-    ]
 
 
 def finish(process: subprocess.Popen, code: int = 0) -> str:

@@ -8,8 +8,9 @@ import pytest
 from arcticjax.config import load_config
 from arcticjax.parallel import fingerprint
 from arcticjax.train import alike
+from launch.local import environments
 from tests import tiny
-from tests.train.running import cluster, finish, start
+from tests.train.running import finish, start
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -54,7 +55,7 @@ def test_a_batch_is_known_by_its_records_and_their_devices(compared):
 def test_processes_with_another_config_stop_before_anything_else(tmp_path):
     """Another global batch would compile another program, and hang in its first collective."""
     file = tiny.run_config(tmp_path, **{"mesh.data": "auto"})
-    first, second = cluster(2)
+    first, second = environments(2)
     processes = [
         start(file, environment=first),
         start(file, "run.seed=4", "train.global_batch=8", environment=second),
@@ -77,7 +78,7 @@ def test_processes_with_other_data_stop_before_training(tmp_path):
     file = tiny.run_config(tmp_path, **{"mesh.data": "auto", "data.sources": sources})
     processes = [
         start(file, environment=one, folder=folder)
-        for one, folder in zip(cluster(2), folders, strict=True)
+        for one, folder in zip(environments(2), folders, strict=True)
     ]
     for process in processes:
         output = finish(process, 2)

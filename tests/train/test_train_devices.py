@@ -11,8 +11,9 @@ from arcticjax.parallel import fingerprint
 from arcticjax.parallel import mesh as meshes
 from arcticjax.step import activations
 from arcticjax.train import setup
+from launch.local import environments
 from tests import tiny
-from tests.train.running import BARE, cluster, finish, losses, start, train
+from tests.train.running import BARE, finish, losses, start, train
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -94,7 +95,7 @@ def test_two_processes_of_two_devices_give_the_run_of_one(short, tmp_path):
     changes = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.slices": 2, "mesh.check_every_steps": 3}
     changes["report.plots"] = False
     file = tiny.run_config(tmp_path, **changes)
-    processes = [start(file, devices=2, environment=one) for one in cluster(2)]
+    processes = [start(file, devices=2, environment=one) for one in environments(2)]
     outputs = [finish(process) for process in processes]
     assert "2 process(es)" in outputs[0]
     assert "step 8/8" not in outputs[1]

@@ -1,0 +1,1 @@
+"""Checks a machine, a pod and a config before a run is paid for."""
