@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from mteb.models import ModelMeta, SearchEncoderWrapper
+from mteb.models.model_meta import ScoringFunction
 
 from arcticjax.scoring.compression import FULL, Compression
 from arcticjax.scoring.metrics import RECALL_DEPTH
@@ -67,7 +68,7 @@ class MtebEncoder:
                 "revision": revision,
                 "embed_dim": self._compressions[0].dimension or embedder.dimension,
                 "max_tokens": embedder.contract.document_length,
-                "similarity_fn_name": "cosine",
+                "similarity_fn_name": ScoringFunction.COSINE,
                 "use_instructions": bool(embedder.contract.query_prompt),
             }
         )

@@ -1,5 +1,6 @@
 """`python -m arcticjax.evaluate`: what it writes, how it goes on, and what it refuses."""
 
+import functools
 import json
 
 import pytest
@@ -7,10 +8,22 @@ import pytest
 from arcticjax.errors import ConfigError, DataError
 from arcticjax.evaluate import __main__ as command
 from arcticjax.evaluate import tasks
+from arcticjax.parallel import mesh as meshes
 from arcticjax.scoring import beir
+from arcticjax.step import embedder as embedder_module
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once():
+    """Every call would compile its own programs; those of equal models and meshes are equal."""
+    mesh = meshes.make_mesh(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedder_module, "make_encode", functools.cache(embedder_module.make_encode))
+        patch.setattr(meshes, "make_mesh", lambda *sizes: mesh)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +178,7 @@ def test_data_that_cannot_be_had_say_what_to_do(place):
         command.main(["--checkpoint", str(place / "model"), "--tasks", "mteb:NFCorpus", *output])
 
 
+@pytest.mark.slow
 def test_a_run_by_its_config(tmp_path, no_mteb, capsys):
     """The config names run and tasks; the run's own scores come out again."""
     from arcticjax.train import run as training
