@@ -125,7 +125,7 @@ def open_sources(config: RunConfig, tokenizer: TextTokenizer) -> Catalog:
     ConfigError where sources do not fit the settings (too small, a name used twice).
     """
     data = config.data
-    cache = Path(data.cache or os.path.join(config.run.directory, "cache")).expanduser()
+    cache = cache_folder(config)
     sources = list(data.sources)
     task_folder = None
     if data.docstrings is not None:
@@ -153,6 +153,11 @@ def open_sources(config: RunConfig, tokenizer: TextTokenizer) -> Catalog:
                 "or add data"
             )
     return Catalog(views, _fingerprint(views), task_folder)
+
+
+def cache_folder(config: RunConfig) -> Path:
+    """Where a run keeps the stored form of plain sources and the docstrings' task."""
+    return Path(config.data.cache or os.path.join(config.run.directory, "cache")).expanduser()
 
 
 def _open_lists(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from arcticjax.checkpoint.store import CheckpointStore
@@ -64,9 +65,10 @@ def open_source(
     )
 
 
-def make_embedder(source: Source, mesh: Mesh | None = None) -> Embedder:
-    """The encoder on a mesh, by default of every device, in float32: the path that training
-    evaluates with."""
+def make_embedder(
+    source: Source, mesh: Mesh | None = None, *, dtype: Any = jnp.float32
+) -> Embedder:
+    """The encoder on a mesh, by default of every device: the path that training evaluates with."""
     mesh = mesh or make_mesh()
     return Embedder(
         Encoder(source.spec),
@@ -74,6 +76,7 @@ def make_embedder(source: Source, mesh: Mesh | None = None) -> Embedder:
         TextTokenizer.from_file(source.tokenizer_folder),
         source.contract,
         mesh,
+        dtype=dtype,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -73,6 +74,14 @@ def load_task(folder: str | os.PathLike[str], split: str | None = None) -> Task:
         queries=list(queries.values()),
         qrels=qrels,
     )
+
+
+def fingerprint(task: Task) -> str:
+    """40 hexadecimal digits of a SHA-256 over all texts and judgements."""
+    digest = hashlib.sha256()
+    for part in (task.document_ids, task.documents, task.query_ids, task.queries, task.qrels):
+        digest.update(json.dumps(part, sort_keys=True).encode())
+    return digest.hexdigest()[:40]
 
 
 def write_task(folder: str | os.PathLike[str], task: Task) -> Path:

@@ -29,12 +29,25 @@ def score(
     (trec_eval -c). Values are in [0, 1], float64.
     Raises DataError if nothing is judged or a document is ranked twice, NumericsError on a NaN.
     """
+    values = score_queries(ranked, qrels)
+    return {
+        metric: math.fsum(one[metric] for one in values.values()) / len(values)
+        for metric in METRICS
+    }
+
+
+def score_queries(
+    ranked: Mapping[str, Sequence[tuple[str, float]]],
+    qrels: Mapping[str, Mapping[str, int]],
+) -> dict[str, dict[str, float]]:
+    """Query id -> metric -> value, of which `score` gives the means."""
     judged = {query: grades for query, grades in qrels.items() if grades}
     if not judged:
         raise DataError("no query has a judgement, so there is nothing to average over")
-    rows = [_query_metrics(query, ranked.get(query, ()), judged[query]) for query in judged]
-    means = (math.fsum(column) / len(rows) for column in zip(*rows, strict=True))
-    return dict(zip(METRICS, means, strict=True))
+    return {
+        query: dict(zip(METRICS, _query_metrics(query, ranked.get(query, ()), grades), strict=True))
+        for query, grades in judged.items()
+    }
 
 
 def in_trec_order(query: str, hits: Sequence[tuple[str, float]]) -> list[str]:

@@ -1,19 +1,23 @@
-"""Scores an embedding function on a retrieval task by exhaustive search."""
+"""Exhaustive search of a retrieval task, and what an embedding function scores by it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from jax.sharding import Mesh
 
 from arcticjax.errors import DataError, NumericsError
 from arcticjax.scoring.beir import Task
+from arcticjax.scoring.compression import Compression
 from arcticjax.scoring.metrics import RECALL_DEPTH, score
 
 Embed = Callable[[list[str], Literal["query", "document"]], np.ndarray]
 Search = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+# Query id -> (document id, score), best first.
+Ranking = dict[str, list[tuple[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Evaluation:
 
     task: str
     metrics: dict[str, float]
-    ranked: dict[str, list[tuple[str, float]]]
+    ranked: Ranking
 
 
 def evaluate(task: Task, embed: Embed, search: Search) -> Evaluation:
@@ -62,6 +66,56 @@ def evaluate(task: Task, embed: Embed, search: Search) -> Evaluation:
         )
     }
     return Evaluation(task.name, score(ranked, task.qrels), ranked)
+
+
+def evaluate_each(
+    task: Task, embed: Embed, compressions: Sequence[Compression], mesh: Mesh
+) -> dict[Compression, Evaluation]:
+    """As `evaluate`, with vectors kept in each of several ways; texts are embedded once."""
+    vectors: dict[str, np.ndarray] = {}
+
+    def once(texts: list[str], side: Literal["query", "document"]) -> np.ndarray:
+        if side not in vectors:
+            vectors[side] = embed(texts, side)
+        return vectors[side]
+
+    def search_as(compression: Compression) -> Search:
+        return lambda queries, documents, k: compression.search(
+            compression.keep(queries), compression.keep(documents), k, mesh
+        )
+
+    return {one: evaluate(task, once, search_as(one)) for one in compressions}
+
+
+def rank(
+    queries_QD: np.ndarray,
+    documents: Iterable[np.ndarray],
+    compressions: Sequence[Compression],
+    k: int,
+    mesh: Mesh,
+) -> dict[Compression, tuple[np.ndarray, np.ndarray]]:
+    """The k best documents of each query with vectors kept in each of several ways.
+
+    documents: their unit vectors float32 [texts, D], chunk by chunk, so that a corpus need not fit
+    in memory. Returns scores float32 [Q, min(k, documents)], descending, and the documents' places
+    in the corpus. Documents of equal score come in their order.
+    """
+    kept = {one: one.keep(queries_QD) for one in compressions}
+    best: dict[Compression, tuple[np.ndarray, np.ndarray]] = {}
+    before = 0
+    for vectors_TD in documents:
+        for one in compressions:
+            scores_Qk, places_Qk = one.search(kept[one], one.keep(vectors_TD), k, mesh)
+            places_Qk = places_Qk.astype(np.int64) + before
+            if one in best:
+                scores_Qk = np.concatenate([best[one][0], scores_Qk], axis=1)
+                places_Qk = np.concatenate([best[one][1], places_Qk], axis=1)
+                order_Qk = np.argsort(-scores_Qk, axis=1, kind="stable")[:, :k]
+                scores_Qk = np.take_along_axis(scores_Qk, order_Qk, axis=1)
+                places_Qk = np.take_along_axis(places_Qk, order_Qk, axis=1)
+            best[one] = scores_Qk, places_Qk
+        before += len(vectors_TD)
+    return best
 
 
 def _embedded(

@@ -5,10 +5,13 @@ The one path by which evaluation, mining, export checks and users embed text.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -67,6 +70,7 @@ class Embedder:
         self.params = params
         self.contract = contract
         self.dimension = encoder.spec.hidden_size
+        self.dtype = dtype
         self._tokenizer = tokenizer
         self._templates = templates(contract, tokenizer)
         self.mesh = mesh
@@ -75,13 +79,18 @@ class Embedder:
         self._encode = make_encode(encoder, mesh, pooling=contract.pooling, dtype=dtype)
 
     def encode(
-        self, texts: Sequence[str], prompt: Side = "document", dimension: int | None = None
+        self,
+        texts: Sequence[str],
+        prompt: Side = "document",
+        dimension: int | None = None,
+        *,
+        encoded: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         """Unit vectors, float32 [texts, D], in the order given.
 
         prompt: the side the texts stand on, which decides prompt and cap. dimension: keep the first
-        so many values and normalise again (Matryoshka). Every process of a run must make the same
-        call.
+        so many values and normalise again (Matryoshka). encoded: called now and then with the
+        number of texts that were begun since. Every process of a run must make the same call.
         """
         if isinstance(texts, (str, bytes)):
             raise ValueError("texts: expected a list of texts, got one; write [text]")
@@ -95,7 +104,7 @@ class Embedder:
             raise ValueError(f"dimension: {dimension!r} is not a whole number")
         if dimension is not None and not 1 <= dimension <= self.dimension:
             raise ValueError(f"dimension: {dimension} is not in 1..{self.dimension}")
-        vectors = self.encode_tokens(self._tokenizer.encode(texts), prompt)
+        vectors = self._packed(self._tokenizer.encode(texts), self._templates[prompt], encoded)
         if dimension is not None and dimension < self.dimension:
             vectors = vectors[:, :dimension]
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -105,6 +114,22 @@ class Embedder:
         """As `encode`, for texts given as their own token ids: no special tokens, no prompt,
         uncut."""
         return self._packed(list(texts), self._templates[prompt])
+
+    def fingerprint(self) -> str:
+        """40 hexadecimal digits of a SHA-256 over all that a vector depends on: parameters,
+        tokenizer, contract and precision."""
+        digest = hashlib.sha256(
+            json.dumps(
+                [self.contract.to_dict(), self._tokenizer.sha256, jnp.dtype(self.dtype).name],
+                sort_keys=True,
+            ).encode()
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
+            values = np.asarray(leaf)
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
+            digest.update(values.tobytes())
+        return digest.hexdigest()[:40]
 
     def shapes(self) -> dict[str, int]:
         """Shapes of the one compiled program, for announcements."""
@@ -120,7 +145,12 @@ class Embedder:
         [len(a), len(b)]."""
         return np.asarray(a, np.float32) @ np.asarray(b, np.float32).T
 
-    def _packed(self, ids: list[np.ndarray], template: assemble.Template) -> np.ndarray:
+    def _packed(
+        self,
+        ids: list[np.ndarray],
+        template: assemble.Template,
+        encoded: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
         vectors = np.zeros((len(ids), self.dimension), np.float32)
         if not ids:
             return vectors
@@ -155,6 +185,8 @@ class Embedder:
             if meshes.one_at_a_time():
                 found.block_until_ready()
             pending.append((chosen, row, slot_of[chosen], found))
+            if encoded is not None:
+                encoded(len(chosen))
             # Two blocks in flight keep the devices busy; more would only hold memory.
             if len(pending) > 2:
                 _collect(vectors, *pending.pop(0))

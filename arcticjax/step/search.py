@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,19 @@ QUERY_BLOCK = 512
 TILE = 4096
 
 
+def inner_products(queries_BD: jax.Array, documents_TD: jax.Array) -> jax.Array:
+    """Scores float32 [B, T] of float32 vectors."""
+    return jnp.matmul(
+        queries_BD,
+        documents_TD.T,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+
+
+Score = Callable[[jax.Array, jax.Array], jax.Array]
+
+
 def search(
     queries_QD: np.ndarray,
     documents_TD: np.ndarray,
@@ -35,30 +49,33 @@ def search(
     *,
     query_block: int = QUERY_BLOCK,
     tile: int = TILE,
+    score: Score = inner_products,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k documents of highest inner product for each query.
 
     Returns scores float32 [Q, min(k, T)], descending, and document indices int32 of the same shape;
     documents of equal score come in the order of their indices. Memory beside the documents:
     query_block x tile scores a device. Every process gives the same arrays and gets the whole
-    answer.
+    answer. `score` gives other scores than the inner product, of float32 or int32, of arrays of any
+    one type; it is a function of a module, since programs are kept by it.
     """
     total = len(documents_TD)
     k = min(k, total)
     if not len(queries_QD) or not k:
         return np.zeros((len(queries_QD), k), np.float32), np.zeros((len(queries_QD), k), np.int32)
+    dtype = documents_TD.dtype if score is not inner_products else np.float32
     share, tile = cut_documents(total, mesh.devices.size, tile)
-    local = np.zeros((len(local_positions(mesh)), share, documents_TD.shape[1]), np.float32)
+    local = np.zeros((len(local_positions(mesh)), share, documents_TD.shape[1]), dtype)
     for part, position in zip(local, local_positions(mesh), strict=True):
         chunk = documents_TD[position * share : (position + 1) * share]
         part[: len(chunk)] = chunk
     documents = host_to_global(mesh, local)
-    program = make_search(mesh, k, tile)
+    program = make_search(mesh, k, tile, score)
 
     query_block = min(query_block, round_up(len(queries_QD), 8))
     answers = []
     for first in range(0, len(queries_QD), query_block):
-        block = np.zeros((query_block, queries_QD.shape[1]), np.float32)
+        block = np.zeros((query_block, queries_QD.shape[1]), dtype)
         part = queries_QD[first : first + query_block]
         block[: len(part)] = part
         found = program(replicate(mesh, block), documents, np.int32(total))
@@ -78,7 +95,7 @@ def cut_documents(total: int, devices: int, tile: int = TILE) -> tuple[int, int]
 
 
 @functools.lru_cache(maxsize=32)
-def make_search(mesh: Mesh, k: int, tile: int):
+def make_search(mesh: Mesh, k: int, tile: int, score: Score = inner_products):
     """(queries [Q, D], documents [N, share, D], number of documents) -> scores and indices [Q, k];
     kept, because every evaluation of a run asks for the same program."""
 
@@ -88,19 +105,17 @@ def make_search(mesh: Mesh, k: int, tile: int):
         device = jax.lax.axis_index(AXES)
         # A device may hold fewer than k documents; each keeps what it has.
         keep = min(k, share)
+        dtype = jax.eval_shape(score, queries_BD, documents_TD).dtype
+        integers = jnp.issubdtype(dtype, jnp.integer)
+        lowest = jnp.array(jnp.iinfo(dtype).min if integers else -jnp.inf, dtype)
 
         def better(
             step: jax.Array, best: tuple[jax.Array, jax.Array]
         ) -> tuple[jax.Array, jax.Array]:
             tile_TD = jax.lax.dynamic_slice_in_dim(documents_TD, step * tile, tile)
-            scores_BT = jnp.matmul(
-                queries_BD,
-                tile_TD.T,
-                precision=jax.lax.Precision.HIGHEST,
-                preferred_element_type=jnp.float32,
-            )
+            scores_BT = score(queries_BD, tile_TD)
             indices = device * share + step * tile + jnp.arange(tile, dtype=jnp.int32)
-            scores_BT = jnp.where(indices < total, scores_BT, -jnp.inf)
+            scores_BT = jnp.where(indices < total, scores_BT, lowest)
             # Earlier tiles stand first and top_k is stable: equal scores keep the order of their
             # indices.
             scores = jnp.concatenate([best[0], scores_BT], axis=1)
@@ -109,7 +124,7 @@ def make_search(mesh: Mesh, k: int, tile: int):
             return scores, jnp.take_along_axis(places, chosen, axis=1)
 
         start = (
-            jnp.full((len(queries_BD), keep), -jnp.inf, jnp.float32),
+            jnp.full((len(queries_BD), keep), lowest, dtype),
             jnp.zeros((len(queries_BD), keep), jnp.int32),
         )
         start = jax.tree.map(lambda one: jax.lax.pcast(one, AXES, to="varying"), start)

@@ -35,3 +35,24 @@ def test_nothing_to_search():
     mesh = meshes.make_mesh(1)
     scores, indices = search(np.zeros((3, 4), np.float32), np.zeros((0, 4), np.float32), 10, mesh)
     assert scores.shape == indices.shape == (3, 0)
+
+
+def integers(queries, documents):
+    return queries.astype(np.int32) @ documents.T.astype(np.int32)
+
+
+def test_other_scores_of_other_types():
+    """Integers beyond float32's reach stay apart."""
+    documents = np.array([[100, 127], [100, 126], [100, 127]], np.int8).repeat(500, axis=1)
+    mesh = meshes.make_mesh(4)
+    with jax.set_mesh(mesh):
+        scores, indices = search(documents[:1], documents, 3, mesh, score=integers)
+    assert scores.dtype == np.int32 and indices.tolist() == [[0, 2, 1]]
+    assert scores.tolist() == [[13064500, 13064500, 13001000]]
+
+
+def test_vectors_are_searched_in_single_precision():
+    mesh = meshes.make_mesh(1)
+    with jax.set_mesh(mesh):
+        scores, _ = search(np.eye(4), np.eye(4), 1, mesh)
+    assert scores.dtype == np.float32 and scores[:, 0].tolist() == [1.0] * 4

@@ -1,0 +1,1 @@
+"""Scores an encoder on retrieval tasks, whole and compressed, and reports."""
