@@ -19,6 +19,8 @@ Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Length = Annotated[int, Field(ge=MIN_LENGTH)]
 PositiveNumber = Annotated[float, Field(gt=0)]
+# ISO 639-1 where there is one, else 639-2 or 639-3: what model cards use.
+Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -91,6 +93,16 @@ class SourceConfig(_Section):
         default=None,
         description="Share of the batches, relative to the other sources' weights; all sources "
         "have one or none has. null: in proportion to the source's size.",
+    )
+    licence: Text | None = Field(
+        default=None,
+        description="Licence of the texts, for the model card (apache-2.0, cc-by-sa-4.0, ...). "
+        "null: what a stored source says, else left out.",
+    )
+    language: list[Language] = Field(
+        default=[],
+        description="Languages of the texts, for the model card, as ISO 639 codes ([en, de]). "
+        "[]: what a stored source says, else left out.",
     )
 
 
@@ -333,6 +345,10 @@ class EvaluationConfig(_Section):
 class ExportConfig(_Section):
     enabled: bool = Field(
         default=True, description="Write a sentence-transformers folder at the end."
+    )
+    licence: Text | None = Field(
+        default=None,
+        description="Licence of the model, for its card (apache-2.0, ...). null: left out.",
     )
 
 
