@@ -12,6 +12,7 @@ from arcticjax.config.contract import Pooling
 from arcticjax.config.negatives import NegativesConfig
 from arcticjax.config.section import (
     Fraction,
+    Language,
     Length,
     Name,
     NonNegative,
@@ -142,6 +143,16 @@ class SourceConfig(Section):
         default=None,
         description="Share of the batches, relative to the other sources' weights; all sources "
         "have one or none has. null: in proportion to the source's size.",
+    )
+    licence: Text | None = Field(
+        default=None,
+        description="Licence of the texts, for the model card (apache-2.0, cc-by-sa-4.0, ...). "
+        "null: what a stored source says, else left out.",
+    )
+    language: list[Language] = Field(
+        default=[],
+        description="Languages of the texts, for the model card, as ISO 639 codes ([en, de]). "
+        "[]: what a stored source says, else left out.",
     )
 
 
@@ -427,6 +438,10 @@ class EvaluationConfig(Section):
 class ExportConfig(Section):
     enabled: bool = Field(
         default=True, description="Write a sentence-transformers folder at the end."
+    )
+    licence: Text | None = Field(
+        default=None,
+        description="Licence of the model, for its card (apache-2.0, ...). null: left out.",
     )
 
 

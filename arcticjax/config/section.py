@@ -15,6 +15,8 @@ Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Length = Annotated[int, Field(ge=MIN_LENGTH)]
 PositiveNumber = Annotated[float, Field(gt=0)]
+# ISO 639-1 where there is one, else 639-2 or 639-3: what model cards use.
+Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -228,7 +228,13 @@ def open_cached(source: SourceConfig, cache: Path, tokenizer: TextTokenizer) -> 
     if not directory.exists():
         _log.info("source %s: tokenising %s into %s", source.name, source.path, directory)
     return stored.write_source(
-        directory, source.name, _unchanged(source, origin), tokenizer, origin=origin
+        directory,
+        source.name,
+        _unchanged(source, origin),
+        tokenizer,
+        origin=origin,
+        licence=source.licence,
+        language=source.language,
     )
 
 

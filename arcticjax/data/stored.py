@@ -14,7 +14,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -235,13 +235,16 @@ def write_source(
     tokenizer: TextTokenizer,
     *,
     origin: dict[str, Any],
+    licence: str | None = None,
+    language: Sequence[str] = (),
     shard_bytes: int = _SHARD_BYTES,
 ) -> StoredSource:
     """Tokenises `pairs` into a stored source, in bounded memory; equal input gives equal bytes.
 
     The folder is built beside its place and renamed into it. Where another process was faster, its
-    folder is used and must hold the same content. origin: JSON, what the pairs are (path, columns,
-    licence). shard_bytes: size of a shard, about.
+    folder is used and must hold the same content. origin: JSON, what the pairs are (path,
+    columns). licence, language: of the texts, for the manifest, where known. shard_bytes: size of a
+    shard, about.
 
     Raises DataError for a side that is empty or no text (with the record's number, from 1), for no
     pairs at all and for a different source already there; ResourceError where the disk is full or
@@ -255,7 +258,8 @@ def write_source(
     except OSError as error:
         raise _resource_error(directory, error) from error
     try:
-        manifest = _write_files(temporary, name, pairs, tokenizer, origin, shard_bytes)
+        stated = {"licence": licence, "language": list(language)}
+        manifest = _write_files(temporary, name, pairs, tokenizer, origin, stated, shard_bytes)
         temporary.chmod(0o755)
         record_files.sync(temporary)
         try:
@@ -283,6 +287,7 @@ def _write_files(
     pairs: Iterable[tuple[str, str]],
     tokenizer: TextTokenizer,
     origin: dict[str, Any],
+    stated: dict[str, Any],
     shard_bytes: int,
 ) -> dict[str, Any]:
     """Writes all files of a stored source and returns its manifest."""
@@ -335,6 +340,7 @@ def _write_files(
             for file, records in zip(names, shards.records, strict=True)
         ],
         "origin": origin,
+        **{key: value for key, value in stated.items() if value},
         "files": {file: record_files.file_facts(folder / file) for file in sorted(files)},
     }
     (folder / MANIFEST).write_text(record_format.to_json(manifest), encoding="utf-8")

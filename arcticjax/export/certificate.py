@@ -4,18 +4,13 @@ folder."""
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import json
-import os
 import shutil
-import subprocess
-import sys
-import tempfile
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,72 +18,62 @@ import numpy as np
 from arcticjax import __version__
 from arcticjax.config.contract import TextContract
 from arcticjax.errors import CheckpointError
+from arcticjax.export import layers, readers
+from arcticjax.export.card import Facts, write_card
 from arcticjax.export.folder import (
+    AS_IS,
     OWN_FILE,
+    Storage,
     check_replaceable,
+    check_truncation,
     move_into_place,
     sync,
     write_folder,
     write_json,
 )
-from arcticjax.export.source import make_embedder, open_source
-from arcticjax.export.torch_vectors import MISSING
+from arcticjax.export.probes import (
+    Embed,
+    Probe,
+    probe_tokens,
+    probe_vectors,
+    probes_for,
+    scaled_beyond,
+)
+from arcticjax.export.readers import Reader
+from arcticjax.export.record import facts_of
+from arcticjax.export.shards import SHARD_BYTES
+from arcticjax.export.source import Source, open_source
 from arcticjax.models.pretrained import read_json
 from arcticjax.models.safe_weights import digest, weight_files
 from arcticjax.models.spec import ModelSpec
 from arcticjax.models.tokenizer import TextTokenizer
-from arcticjax.parallel.mesh import local_mesh
 
 CERTIFICATE_FILE = "certificate.json"
-TORCH_TIMEOUT_SECONDS = 1800  # a cold import of torch takes half a minute, a large model more
 
-Side = Literal["query", "document"]
-Embed = Callable[[list[str], Side], np.ndarray]
-Reader = Literal["auto", "sentence-transformers", "arcticjax"]
-
-
-@dataclass(frozen=True)
-class Probe:
-    """One text to compare."""
-
-    name: str
-    side: Side
-    text: str
-
-
-PROBES: tuple[Probe, ...] = (
-    Probe("empty document", "document", ""),
-    Probe("empty query", "query", ""),
-    Probe("one token", "document", "water"),
-    Probe("query", "query", "how do cranes sleep?"),
-    Probe("document", "document", "Cranes sleep standing on one leg, often in shallow water."),
-    Probe("upper case and digits", "document", "NASA's 2nd Report (v1.5): 3,000 km/h -- 100%"),
-    Probe("accents", "query", "d\u00e9j\u00e0 vu e\u0301 \u00fcber Stra\u00dfe \u0130stanbul"),
-    Probe("scripts", "document", "\u96ea\u3068\u306f \uc548\ub155 \u043f\u0440\u0438 \u05e9\u05dc"),
-    Probe(
-        "emoji",
-        "document",
-        "fine \U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467 \u2764\ufe0f",
-    ),
-    Probe("white space", "document", "  tab\tnew\nline\u00a0and\u200bzero\x00width \ufffd  "),
-    Probe("special tokens as text", "document", "a [SEP] b [MASK] c [CLS] </s>"),
-    Probe("one long word", "document", "x" * 300),
-    Probe("truncated document", "document", " ".join(f"word{n} of many," for n in range(900))),
-    Probe("truncated query", "query", " ".join(f"why {n}" for n in range(900))),
-)
+# Largest absolute difference of an element of a unit vector: computed in float32 from the same
+# weights, and for a folder in bfloat16, as it loads, from the encoder as trained.
+TOLERANCE = 1e-5
+BFLOAT16_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
 class Certificate:
     """`max_difference`: largest absolute difference of a vector element over `probes` (name:
-    difference).
+    difference), in float32 from the weights as stored; no more than `tolerance` when `passed`.
 
-    `reader` is what loaded the folder. `notes` say what the comparison leaves out.
+    Where weights are stored in less than float32, `as_loaded_difference` is that of vectors
+    computed in the folder's own type from those of the encoder as trained, its limit
+    `as_loaded_tolerance`; else both are None. `dimension`: numbers of a vector. `reader` is what
+    loaded the folder. `notes` say what the comparison leaves out.
     """
 
     passed: bool
     tolerance: float
     max_difference: float
+    as_loaded_tolerance: float | None
+    as_loaded_difference: float | None
+    dtype: str
+    dimension: int
     reader: str
     probes: dict[str, float]
     notes: tuple[str, ...]
@@ -96,15 +81,25 @@ class Certificate:
     arcticjax_version: str
 
 
+@dataclass(frozen=True)
+class _Expected:
+    """What a folder must give: `exact` in float32 from the weights as stored, `trained` from those
+    before rounding; both float32 [probes, D], cut as the folder cuts."""
+
+    probes: Sequence[Probe]
+    exact: np.ndarray
+    trained: np.ndarray
+
+
 def certify(
-    folder: Path, embed: Embed, *, tolerance: float = 1e-5, reader: Reader = "auto"
+    folder: Path, embed: Embed, *, tolerance: float = TOLERANCE, reader: Reader = "auto"
 ) -> Certificate:
     """Compares `folder` with `embed` on `PROBES` and writes `certificate.json` into it.
 
-    embed: (texts, 'query' | 'document') -> float32 [texts, D] of the encoder as trained.
-    tolerance: largest absolute difference of an element of a unit vector, in float32. reader:
-    'auto' loads the folder in sentence-transformers where that is installed, else through this
-    package.
+    embed: (texts, 'query' | 'document') -> float32 [texts, D] of the encoder with the weights as
+    stored. tolerance: largest absolute difference of an element of a unit vector, in float32.
+    reader: 'auto' loads the folder in sentence-transformers where that is installed, else through
+    this package.
 
     Raises CheckpointError when a difference is above the tolerance or the folder does not load: it
     is then renamed to `<folder>.rejected`, so that nobody takes it for good.
@@ -113,11 +108,16 @@ def certify(
     contract = TextContract.from_dict(
         read_json(folder / OWN_FILE, required=True).get("contract", {})
     )
-    spec = ModelSpec.from_hf(read_json(folder / "config.json", required=True))
-    probes = probes_for(contract, TextTokenizer.from_file(folder), _scaled_beyond(spec))
-    return _certify(
-        folder, probe_vectors(embed, probes), probes, contract, tolerance, reader, folder
+    probes = probes_for(
+        contract,
+        TextTokenizer.from_file(folder),
+        scaled_beyond(ModelSpec.from_hf(read_json(folder / "config.json", required=True))),
     )
+    truncate_dim = open_source(folder).truncate_dim
+    vectors = cut(probe_vectors(embed, probes), truncate_dim)
+    expected = _Expected(probes, vectors, vectors)
+    with _rejecting(folder, folder):
+        return _compare(folder, expected, contract, tolerance, reader)
 
 
 def write_certified(
@@ -128,205 +128,257 @@ def write_certified(
     tokenizer_folder: Path,
     contract: TextContract,
     embed: Embed,
-    tolerance: float = 1e-5,
+    embed_stored: Embed | None = None,
+    storage: Storage = AS_IS,
+    facts: Facts | None = None,
+    tolerance: float = TOLERANCE,
     reader: Reader = "auto",
 ) -> Certificate | None:
     """Writes the folder and certifies it before it gets its name: `output` is absent, old or good.
 
-    In a run of several processes each must call this, since `embed` runs on all devices; process 0
-    alone writes, the others get None. Raises as `write_folder` and `certify`.
+    embed: the encoder as trained. embed_stored: with `storage.stored(params)`, required where that
+    rounds. facts: for the model card, what is known of the training. In a run of several processes
+    each must call this, since `embed` runs on all devices; process 0 alone writes, the others get
+    None. Raises as `write_folder` and `certify`; the message names the first layer that differs.
     """
     output = Path(output).absolute()
-    probes = probes_for(contract, TextTokenizer.from_file(tokenizer_folder), _scaled_beyond(spec))
-    vectors = probe_vectors(embed, probes)
+    check_truncation(storage.truncate_dim, spec)
+    probes = probes_for(contract, TextTokenizer.from_file(tokenizer_folder), scaled_beyond(spec))
+    trained = cut(probe_vectors(embed, probes), storage.truncate_dim)
+    exact = trained
+    if storage.dtype != "float32":
+        if embed_stored is None:
+            raise ValueError("embed_stored: needed to check weights that are rounded")
+        exact = cut(probe_vectors(embed_stored, probes), storage.truncate_dim)
     if jax.process_index() != 0:
         return None
+    with _staged(output) as staging:
+        write_folder(
+            staging,
+            spec=spec,
+            params=params,
+            tokenizer_folder=tokenizer_folder,
+            contract=contract,
+            storage=storage,
+        )
+        certificate = _compare(
+            staging,
+            _Expected(probes, exact, trained),
+            contract,
+            tolerance,
+            reader,
+            lambda probe, used: _first_layer(
+                spec,
+                storage.stored(params),
+                probe_tokens(contract, TextTokenizer.from_file(tokenizer_folder), probe),
+                staging,
+                with_torch=used != "arcticjax",
+            ),
+        )
+        write_card(staging, spec, contract, certificate, facts or Facts())
+        return certificate
+
+
+def import_certified(
+    output: Path,
+    source: Source,
+    folder: Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    tolerance: float = TOLERANCE,
+) -> Certificate:
+    """Writes `source`, read from the sentence-transformers `folder`, as a folder to start from.
+
+    The vectors that sentence-transformers gives from `folder` are those that this package must give
+    from `output`. Raises as `write_certified`, and CheckpointError where sentence-transformers is
+    not installed or does not load `folder`.
+    """
+    output = Path(output).absolute()
+    probes = probes_for(
+        source.contract,
+        TextTokenizer.from_file(source.tokenizer_folder),
+        scaled_beyond(source.spec),
+    )
+    found = readers.torch_vectors([folder], probes)
+    if found is None:
+        raise CheckpointError(
+            f"{folder}: cannot be compared with what sentence-transformers makes of it, which is "
+            "not installed; install arcticjax[convert]"
+        )
+    theirs, vectors = found
+    with _staged(output) as staging:
+        write_folder(
+            staging,
+            spec=source.spec,
+            params=source.params,
+            tokenizer_folder=source.tokenizer_folder,
+            contract=source.contract,
+            storage=Storage(shard_bytes=shard_bytes, truncate_dim=source.truncate_dim),
+        )
+        certificate = _compare(
+            staging,
+            _Expected(probes, vectors[0].exact, vectors[0].exact),
+            source.contract,
+            tolerance,
+            "arcticjax",
+            lambda probe, _: _first_layer(
+                source.spec,
+                source.params,
+                probe_tokens(
+                    source.contract, TextTokenizer.from_file(source.tokenizer_folder), probe
+                ),
+                source.tokenizer_folder,
+                with_torch=True,
+            ),
+            f"Compared with the original folder as {theirs} reads it.",
+        )
+        write_card(staging, source.spec, source.contract, certificate, facts_of(source))
+        return certificate
+
+
+def cut(vectors: np.ndarray, truncate_dim: int | None) -> np.ndarray:
+    """The first `truncate_dim` numbers (None: all) of vectors, scaled to unit length again."""
+    if truncate_dim is None or truncate_dim >= vectors.shape[1]:
+        return vectors
+    kept = vectors[:, :truncate_dim]
+    return kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), 1e-12)
+
+
+@contextmanager
+def _staged(output: Path) -> Iterator[Path]:
+    """A folder beside `output` that takes its name at the end, or is moved away if refused."""
     check_replaceable(output)
     staging = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.unverified")
     try:
-        write_folder(
-            staging, spec=spec, params=params, tokenizer_folder=tokenizer_folder, contract=contract
-        )
-        certificate = _certify(staging, vectors, probes, contract, tolerance, reader, output)
+        with _rejecting(staging, output):
+            yield staging
         sync(staging)
         move_into_place(staging, output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return certificate
 
 
-def probes_for(
-    contract: TextContract, tokenizer: TextTokenizer, scaled_beyond: int | None = None
-) -> tuple[Probe, ...]:
-    """The probes on which an exact folder agrees.
-
-    A folder has one maximum length: where queries are cut shorter in training, those longer than
-    that are cut later in the folder, and have another vector. So have all texts of a batch of
-    PyTorch's whose longest has more than `scaled_beyond` tokens, where that is given: it scales
-    rotary positions by the batch, and we by the text.
-    """
-    longest = max(contract.query_length, contract.document_length)
-    sides = {
-        "query": (contract.query_prompt, contract.query_length),
-        "document": (contract.document_prompt, contract.document_length),
-    }
-    chosen = []
-    for probe in PROBES:
-        prompt, length = sides[probe.side]
-        tokens = 2 + len(tokenizer.encode([prompt + probe.text])[0])
-        if scaled_beyond is not None and min(tokens, length) > scaled_beyond:
-            continue
-        if length == longest or tokens <= length:
-            chosen.append(probe)
-    return tuple(chosen)
+class _Refused(Exception):
+    """Why a folder is not what it should be."""
 
 
-def _scaled_beyond(spec: ModelSpec) -> int | None:
-    return None if spec.rotary is None else spec.rotary.trained_positions
+@contextmanager
+def _rejecting(folder: Path, name: Path) -> Iterator[None]:
+    """Moves a refused folder to `<name>.rejected` and says so."""
+    try:
+        yield
+    except _Refused as refused:
+        rejected = name.with_name(f"{name.name}.rejected")
+        move_into_place(folder, rejected)
+        raise CheckpointError(
+            f"{name}: the exported files are not the trained encoder: {refused}. The files were "
+            f"moved to {rejected}; do not use them, and report this with its {CERTIFICATE_FILE}"
+        ) from None
 
 
-def probe_vectors(embed: Embed, probes: Sequence[Probe]) -> np.ndarray:
-    """float32 [probes, D], in the order of `probes`; matrix products at full float32 precision."""
-    rows: dict[int, np.ndarray] = {}
-    with jax.default_matmul_precision("highest"):
-        for side in ("query", "document"):
-            chosen = [index for index, probe in enumerate(probes) if probe.side == side]
-            if chosen:
-                vectors = embed([probes[index].text for index in chosen], side)
-                rows.update(zip(chosen, np.asarray(vectors, np.float32), strict=True))
-    return np.stack([rows[index] for index in range(len(probes))])
-
-
-def _certify(
+def _compare(
     folder: Path,
-    expected: np.ndarray,
-    probes: Sequence[Probe],
+    expected: _Expected,
     contract: TextContract,
     tolerance: float,
     reader: Reader,
-    name: Path,
+    first_layer: Callable[[Probe, str], str] | None = None,
+    *notes: str,
 ) -> Certificate:
-    """Compares and writes; on failure moves the folder to `<name>.rejected`."""
-    notes = []
-    if contract.query_length != contract.document_length:
-        side = "query" if contract.query_length < contract.document_length else "document"
-        cut = min(contract.query_length, contract.document_length)
-        notes.append(
-            f"In training a {side} was cut to {cut} tokens. This folder cuts only at "
-            f"{max(contract.query_length, contract.document_length)}, so a longer {side} gives "
-            f"another vector here; no such text was compared."
-        )
-    beyond = _scaled_beyond(ModelSpec.from_hf(read_json(folder / "config.json", required=True)))
-    if beyond is not None and max(contract.query_length, contract.document_length) > beyond:
-        notes.append(
-            f"PyTorch scales rotary positions by the longest text of a batch, the encoder as "
-            f"trained by each text: no text of more than {beyond} tokens was compared."
-        )
+    """Compares and writes `certificate.json`. first_layer: of a probe, and of what read the
+    folder, where hidden states begin to differ."""
+    spec = ModelSpec.from_hf(read_json(folder / "config.json", required=True))
+    notes = (*notes, *_notes(contract, scaled_beyond(spec)))
     used, found, failure = "none", None, ""
     try:
-        used, found = _folder_vectors(folder, probes, reader)
-        if used == "arcticjax":
-            notes.append("Not loaded in sentence-transformers, which is not installed.")
+        used, found = readers.folder_vectors(folder, expected.probes, reader)
+        if used == "arcticjax" and reader == "auto":
+            notes = (*notes, "Not loaded in sentence-transformers, which is not installed.")
     except CheckpointError as error:
         failure = str(error)
-    differences = {probe.name: float("nan") for probe in probes}
-    if found is not None and found.shape == expected.shape:
-        errors = np.abs(found - expected).max(axis=1)
-        differences = {
-            probe.name: float(error) for probe, error in zip(probes, errors, strict=True)
-        }
+    names = [probe.name for probe in expected.probes]
+    errors = np.full(len(names), np.nan)
+    if found is not None and found.exact.shape == expected.exact.shape:
+        errors = np.abs(found.exact - expected.exact).max(axis=1)
     elif found is not None:
-        failure = f"the folder gives vectors of shape {found.shape}, expected {expected.shape}"
-    largest = float(np.max(list(differences.values())))
+        failure = (
+            f"the folder gives vectors of shape {found.exact.shape}, expected "
+            f"{expected.exact.shape}"
+        )
+    largest = float(errors.max())
+    lowered = None
+    if found is not None and found.as_loaded is not None and not failure:
+        lowered = float(np.abs(found.as_loaded - expected.trained).max())
+    if not failure and not largest <= tolerance:
+        worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
+        failure = (
+            f"vectors differ by up to {largest:.3g} ({names[worst]!r}), allowed is {tolerance:.3g}"
+        )
+        if first_layer is not None:
+            failure += f"; {first_layer(expected.probes[worst], used)}"
+    elif lowered is not None and not lowered <= BFLOAT16_TOLERANCE:
+        failure = (
+            f"in the lower precision of the folder vectors differ by up to {lowered:.3g}, allowed "
+            f"is {BFLOAT16_TOLERANCE:.3g}; keep float32 for this model"
+        )
     certificate = Certificate(
-        passed=not failure and largest <= tolerance,
+        passed=not failure,
         tolerance=tolerance,
         max_difference=largest,
+        as_loaded_tolerance=None if lowered is None else BFLOAT16_TOLERANCE,
+        as_loaded_difference=lowered,
+        dtype=str(read_json(folder / "config.json", required=True).get("torch_dtype")),
+        dimension=expected.exact.shape[1],
         reader=used,
-        probes=differences,
-        notes=tuple(notes),
+        probes=dict(zip(names, map(float, errors), strict=True)),
+        notes=notes,
         weights_sha256=digest(weight_files(folder)),
         arcticjax_version=__version__,
     )
     content = dataclasses.asdict(certificate)
     if not np.isfinite(largest):  # JSON has no NaN
-        content |= {"max_difference": None, "probes": dict.fromkeys(differences)}
+        content |= {"max_difference": None, "probes": dict.fromkeys(names)}
     write_json(folder / CERTIFICATE_FILE, content)
-    if certificate.passed:
-        return certificate
-    rejected = name.with_name(f"{name.name}.rejected")
-    move_into_place(folder, rejected)
-    worst = max(differences, key=lambda key: (np.isnan(differences[key]), differences[key]))
-    raise CheckpointError(
-        f"{name}: the exported files are not the trained encoder: "
-        + (
-            failure
-            or f"vectors differ by up to {largest:.3g} ({worst!r}), allowed is {tolerance:.3g}"
+    if failure:
+        raise _Refused(f"{failure} (read by {used})")
+    return certificate
+
+
+def _notes(contract: TextContract, beyond: int | None) -> tuple[str, ...]:
+    notes = []
+    if contract.query_length != contract.document_length:
+        side = "query" if contract.query_length < contract.document_length else "document"
+        shorter = min(contract.query_length, contract.document_length)
+        notes.append(
+            f"In training a {side} was cut to {shorter} tokens. This folder cuts only at "
+            f"{max(contract.query_length, contract.document_length)}, so a longer {side} gives "
+            "another vector here; no such text was compared."
         )
-        + f" (read by {used}). The files were moved to {rejected}; do not use them, and report "
-        f"this with its {CERTIFICATE_FILE}"
-    )
+    if beyond is not None and max(contract.query_length, contract.document_length) > beyond:
+        notes.append(
+            "PyTorch scales rotary positions by the longest text of a batch, the encoder as "
+            f"trained by each text: no text of more than {beyond} tokens was compared."
+        )
+    return tuple(notes)
 
 
-def _folder_vectors(
-    folder: Path, probes: Sequence[Probe], reader: Reader
-) -> tuple[str, np.ndarray]:
-    """What read the folder, and its vectors, float32 [probes, D]."""
-    if reader == "sentence-transformers" or (
-        reader == "auto" and importlib.util.find_spec("sentence_transformers") is not None
-    ):
-        found = _torch_vectors([folder], probes)
-        if found is not None:
-            return found[0], found[1][0]
-        if reader != "auto":
-            raise CheckpointError(
-                "sentence-transformers cannot be imported; install arcticjax[convert]"
-            )
-    return "arcticjax", _own_vectors(folder, probes)
-
-
-def _torch_vectors(
-    folders: Sequence[Path], probes: Sequence[Probe]
-) -> tuple[str, np.ndarray] | None:
-    """The library with its version, and float32 [folders, probes, D]; None when it is not to be
-    had."""
-    script = Path(__file__).with_name("torch_vectors.py")
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    with tempfile.TemporaryDirectory() as scratch:
-        texts, output = Path(scratch, "probes.json"), Path(scratch, "vectors.npy")
-        texts.write_text(json.dumps([[probe.side, probe.text] for probe in probes]))
-        # -P: the script's own folder must not shadow modules of others.
-        command = [sys.executable, "-P", str(script), str(texts), str(output), *map(str, folders)]
-        try:
-            done = subprocess.run(  # noqa: S603 (our own script)
-                command,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=TORCH_TIMEOUT_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise CheckpointError(
-                f"sentence-transformers took more than {TORCH_TIMEOUT_SECONDS} s"
-            ) from None
-        if done.returncode == MISSING:
-            return None
-        if done.returncode != 0:
-            reason = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-            raise CheckpointError(f"sentence-transformers does not load it: {reason[-1]}")
-        version = done.stdout.strip().splitlines()[-1]
-        return f"sentence-transformers {version}", np.load(output, allow_pickle=False)
-
-
-def _own_vectors(folder: Path, probes: Sequence[Probe]) -> np.ndarray:
-    # Process 0 certifies alone.
-    embedder = make_embedder(open_source(folder), local_mesh())
-    # A run certifies under its own mesh; programs of another one need that one around them.
-    with jax.set_mesh(embedder.mesh):
-        return probe_vectors(embedder.encode, probes)
+def _first_layer(
+    spec: ModelSpec,
+    params: Mapping[str, Any],
+    tokens_S: np.ndarray,
+    folder: Path,
+    *,
+    with_torch: bool,
+) -> str:
+    """Where the hidden states of a text in `folder` leave those of `params`, in words."""
+    try:
+        theirs = readers.torch_states(folder, tokens_S) if with_torch else None
+        if theirs is None:
+            other = open_source(folder)
+            theirs = layers.states(other.spec, other.params, tokens_S)
+        place = layers.first_difference(layers.states(spec, params, tokens_S), theirs)
+    except CheckpointError as error:
+        return f"its layers cannot be compared: {error}"
+    if place is None:
+        return "no layer differs, so prompt, tokens, length, pooling or size of the vector do"
+    return f"the first to differ is {place}"

@@ -12,16 +12,19 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import ml_dtypes
 import numpy as np
-from safetensors.numpy import save_file
 
 from arcticjax import __version__
 from arcticjax.config.contract import TextContract
 from arcticjax.errors import CheckpointError, ConfigError, ResourceError
+from arcticjax.export.card import CARD_FILE, Facts, card
+from arcticjax.export.shards import SHARD_BYTES, write_shards
 from arcticjax.models.hf_mapping import to_hf_state
 from arcticjax.models.pretrained import read_json
 from arcticjax.models.spec import ModelSpec
@@ -30,7 +33,8 @@ from arcticjax.models.tokenizer import TOKENIZER_FILE, TextTokenizer
 # Marks a folder as ours, so that it may be replaced; holds what the other files cannot say.
 OWN_FILE = "arcticjax.json"
 
-DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+Dtype = Literal["float32", "bfloat16"]
+DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 _POOLING_FLAGS = {
     "cls": "pooling_mode_cls_token",
@@ -62,6 +66,27 @@ _TOKENIZER_SETTINGS = (
 )
 
 
+@dataclass(frozen=True)
+class Storage:
+    """How a folder holds an encoder: the type of its weights, bytes of a weight file at most, and
+    how many leading numbers of a vector it gives (Matryoshka; None: all)."""
+
+    dtype: Dtype = "float32"
+    shard_bytes: int = SHARD_BYTES
+    truncate_dim: int | None = None
+
+    def stored(self, params: Any) -> Any:
+        """The parameters as they come back from such a folder, float32."""
+        if self.dtype == "float32":
+            return params
+        return jax.tree.map(
+            lambda leaf: np.asarray(leaf).astype(DTYPES[self.dtype]).astype(np.float32), params
+        )
+
+
+AS_IS = Storage()
+
+
 def write_folder(
     output: Path,
     *,
@@ -69,18 +94,20 @@ def write_folder(
     params: Mapping[str, Any],
     tokenizer_folder: Path,
     contract: TextContract,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    storage: Storage = AS_IS,
 ) -> Path:
     """Writes the folder `output` and returns it; an earlier export there is replaced at once.
 
     params: nested dict of NumPy or whole jax arrays. The folder's `max_seq_length` is the longer of
     the contract's two lengths: sentence-transformers' older layout has one for both sides.
 
-    Raises ConfigError when `output` holds something else than an export, CheckpointError when
-    tokenizer and spec do not fit, ResourceError when it cannot be written.
+    Raises ConfigError when `output` holds something else than an export or `storage` does not fit
+    the model, CheckpointError when tokenizer and spec do not fit, ResourceError when it cannot be
+    written.
     """
     output = Path(output).absolute()
     check_replaceable(output)
+    check_truncation(storage.truncate_dim, spec)
     tokenizer = TextTokenizer.from_file(tokenizer_folder)
     if tokenizer.vocab_size > spec.vocab_size:
         raise CheckpointError(
@@ -88,17 +115,16 @@ def write_folder(
             f"table has {spec.vocab_size} rows; this is not the model's tokenizer"
         )
     tensors = {
-        name: np.ascontiguousarray(tensor, dtype=DTYPES[dtype])
+        name: np.ascontiguousarray(tensor, dtype=DTYPES[storage.dtype])
         for name, tensor in to_hf_state(spec, params).items()
     }
     staging = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         staging.mkdir(parents=True)
-        _write_content(staging, spec, contract, dtype, tokenizer)
-        # The 'pt' mark is what transformers looks for before it reads a safetensors file.
-        save_file(tensors, staging / "model.safetensors", metadata={"format": "pt"})
-        # The library makes it readable by its owner only.
-        shutil.copymode(staging / "config.json", staging / "model.safetensors")
+        _write_content(staging, spec, contract, storage, tokenizer)
+        for file in write_shards(staging, tensors, storage.shard_bytes):
+            # The library makes it readable by its owner only.
+            shutil.copymode(staging / "config.json", file)
         sync(staging)
         move_into_place(staging, output)
     except OSError as error:
@@ -108,6 +134,15 @@ def write_folder(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return output
+
+
+def check_truncation(truncate_dim: int | None, spec: ModelSpec) -> None:
+    """Raises ConfigError unless vectors of a model of `spec` can be cut to so many numbers."""
+    if truncate_dim is not None and not 1 <= truncate_dim < spec.hidden_size:
+        raise ConfigError(
+            f"truncate_dim: {truncate_dim} is not within 1 to {spec.hidden_size - 1}: the model's "
+            f"vectors have {spec.hidden_size} numbers"
+        )
 
 
 def check_replaceable(output: Path) -> None:
@@ -150,14 +185,18 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _write_content(
-    folder: Path, spec: ModelSpec, contract: TextContract, dtype: str, tokenizer: TextTokenizer
+    folder: Path,
+    spec: ModelSpec,
+    contract: TextContract,
+    storage: Storage,
+    tokenizer: TextTokenizer,
 ) -> None:
     """Everything but the weights."""
     longest = max(contract.query_length, contract.document_length)
     modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
     if not contract.normalize:
         modules.pop()
-    write_json(folder / "config.json", {**spec.to_hf(), "torch_dtype": dtype})
+    write_json(folder / "config.json", {**spec.to_hf(), "torch_dtype": storage.dtype})
     write_json(
         folder / "modules.json",
         [
@@ -191,6 +230,7 @@ def _write_content(
             "prompts": {"query": contract.query_prompt, "document": contract.document_prompt},
             "default_prompt_name": None,
             "similarity_fn_name": "cosine",
+            **({} if storage.truncate_dim is None else {"truncate_dim": storage.truncate_dim}),
         },
     )
     _write_tokenizer(folder, tokenizer, spec)
@@ -202,7 +242,8 @@ def _write_content(
             "tokenizer_sha256": tokenizer.sha256,
         },
     )
-    (folder / "README.md").write_text(_card(spec, contract, longest), encoding="utf-8")
+    text = card(spec, contract, storage.truncate_dim or spec.hidden_size, Facts())
+    (folder / CARD_FILE).write_text(text, encoding="utf-8")
 
 
 def _write_tokenizer(folder: Path, tokenizer: TextTokenizer, spec: ModelSpec) -> None:
@@ -220,49 +261,3 @@ def _write_tokenizer(folder: Path, tokenizer: TextTokenizer, spec: ModelSpec) ->
     for name in ("vocab.txt", "special_tokens_map.json"):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-
-
-def _card(spec: ModelSpec, contract: TextContract, longest: int) -> str:
-    prompts = json.dumps(
-        {"query": contract.query_prompt, "document": contract.document_prompt}, ensure_ascii=False
-    )
-    return f"""---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-tags:
-- sentence-transformers
-- feature-extraction
-- sentence-similarity
----
-
-# Text embedding model
-
-A {spec.family} encoder with {spec.num_layers} layers that maps a text to a vector of \
-{spec.hidden_size} numbers, trained with arcticjax.
-
-| | |
-|---|---|
-| pooling | {contract.pooling} |
-| vectors | {"unit length" if contract.normalize else "as pooled"}; compare by cosine |
-| query length in training | {contract.query_length} tokens |
-| document length in training | {contract.document_length} tokens |
-| longest text | {longest} tokens (`max_seq_length`) |
-
-Prompts, which `encode_query` and `encode_document` put before the text:
-
-```json
-{prompts}
-```
-
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("path/to/this/folder")
-queries = model.encode_query(["how do cranes sleep?"])
-documents = model.encode_document(["Cranes sleep standing on one leg.", "A crane lifts loads."])
-print(model.similarity(queries, documents))
-```
-
-`certificate.json`, where present, lists the texts on which these files were compared with the
-encoder as trained, and the largest difference.
-"""

@@ -14,7 +14,7 @@ from arcticjax.checkpoint.store import CheckpointStore
 from arcticjax.config.contract import TextContract
 from arcticjax.errors import CheckpointError, ConfigError
 from arcticjax.models.encoder import Encoder
-from arcticjax.models.pretrained import load_pretrained
+from arcticjax.models.pretrained import load_pretrained, read_json
 from arcticjax.models.spec import ModelSpec, Pooling
 from arcticjax.models.tokenizer import TextTokenizer
 from arcticjax.parallel.mesh import make_mesh, replicate
@@ -28,13 +28,23 @@ TOKENIZER = "tokenizer"
 @dataclass(frozen=True)
 class Source:
     """An encoder to use or to write: `params` is a nested dict of NumPy float32 arrays, `origin`
-    names it to people."""
+    names it to people, `truncate_dim` is how many numbers of a vector a folder gives (None:
+    all).
+
+    run, step: where a run's checkpoint comes from. name: the folder or hub name of a model.
+    averaged: how, for an average of several.
+    """
 
     spec: ModelSpec
     params: dict[str, Any]
     contract: TextContract
     tokenizer_folder: Path
     origin: str
+    truncate_dim: int | None = None
+    run: Path | None = None
+    step: int | None = None
+    name: str | None = None
+    averaged: str | None = None
 
 
 def open_source(
@@ -62,13 +72,16 @@ def open_source(
         contract=loaded.contract,
         tokenizer_folder=loaded.tokenizer_file.parent,
         origin=text,
+        truncate_dim=_truncation(loaded.folder, loaded.spec),
+        name=text,
     )
 
 
 def make_embedder(
     source: Source, mesh: Mesh | None = None, *, dtype: Any = jnp.float32
 ) -> Embedder:
-    """The encoder on a mesh, by default of every device: the path that training evaluates with."""
+    """The encoder on a mesh, by default of every device, computing in `dtype`: the path that
+    training evaluates with."""
     mesh = mesh or make_mesh()
     return Embedder(
         Encoder(source.spec),
@@ -77,6 +90,7 @@ def make_embedder(
         source.contract,
         mesh,
         dtype=dtype,
+        truncate_dim=source.truncate_dim,
     )
 
 
@@ -85,6 +99,15 @@ def load(
 ) -> Embedder:
     """An encoder ready to embed texts; see `open_source` for what it accepts and raises."""
     return make_embedder(open_source(name, step=step, pooling=pooling))
+
+
+def _truncation(folder: Path, spec: ModelSpec) -> int | None:
+    """To how many numbers sentence-transformers cuts the vectors of a folder; None: it does not."""
+    file = folder / "config_sentence_transformers.json"
+    found = read_json(file, required=False).get("truncate_dim")
+    if found is not None and (type(found) is not int or found < 1):
+        raise CheckpointError(f"{file}: truncate_dim {found!r} is not a positive whole number")
+    return None if found is None or found >= spec.hidden_size else found
 
 
 def _open_run(run: Path, step: int | None) -> Source:
@@ -115,4 +138,6 @@ def _open_run(run: Path, step: int | None) -> Source:
         contract=contract,
         tokenizer_folder=run / TOKENIZER,
         origin=f"{run} at step {step}",
+        run=run,
+        step=step,
     )

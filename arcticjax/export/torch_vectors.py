@@ -1,8 +1,10 @@
 """A script: vectors of texts by sentence-transformers, in a process of its own.
 
 It is run by its path, so that torch never enters the training process and nothing of this package
-is needed here. Arguments: JSON file of [side, text] pairs, .npy file to write, model folders. The
-result is float32 [folders, texts, D]; the last line printed is the library's version.
+is needed here. Arguments: JSON file of [side, text] pairs, .npz file to write, model folders. The
+result has, for folder N, float32 [texts, D] as `N/exact` (computed in float32), and as
+`N/as_loaded` where the folder asks for another type; the last line printed is the library's
+version. Vectors that a folder cuts are scaled to unit length again.
 """
 
 import json
@@ -16,25 +18,36 @@ def main(probes_file: str, output: str, *folders: str) -> int:
     try:
         import numpy as np
         import sentence_transformers
+        import torch
     except ImportError as error:
         print(error, file=sys.stderr)
         return MISSING
     with open(probes_file, encoding="utf-8") as file:
         probes = json.load(file)
-    vectors = []
-    for folder in folders:
-        model = sentence_transformers.SentenceTransformer(
-            folder, device="cpu", trust_remote_code=False, local_files_only=True
-        ).float()
+
+    def vectors(model):
         rows = {}
         for side, encode in (("query", model.encode_query), ("document", model.encode_document)):
             chosen = [index for index, probe in enumerate(probes) if probe[0] == side]
             if chosen:
-                texts = [probes[index][1] for index in chosen]
-                found = encode(texts, show_progress_bar=False, convert_to_numpy=True)
-                rows.update(zip(chosen, found, strict=True))
-        vectors.append(np.stack([rows[index] for index in range(len(probes))]))
-    np.save(output, np.stack(vectors).astype(np.float32))
+                found = encode(
+                    [probes[index][1] for index in chosen],
+                    show_progress_bar=False,
+                    convert_to_tensor=True,
+                    normalize_embeddings=model.truncate_dim is not None,
+                )
+                rows.update(zip(chosen, found.float().numpy(), strict=True))
+        return np.stack([rows[index] for index in range(len(probes))])
+
+    result = {}
+    for number, folder in enumerate(folders):
+        model = sentence_transformers.SentenceTransformer(
+            folder, device="cpu", trust_remote_code=False, local_files_only=True
+        )
+        if next(model.parameters()).dtype != torch.float32:
+            result[f"{number}/as_loaded"] = vectors(model)
+        result[f"{number}/exact"] = vectors(model.float())
+    np.savez(output, **result)
     print(sentence_transformers.__version__)
     return 0
 

@@ -67,6 +67,12 @@ class Encoder:
             gather_layer=gather_layer,
         )
 
+    def embedded(
+        self, params: dict[str, Any], tokens_RS: Int[Array, "R S"], positions_RS: Int[Array, "R S"]
+    ) -> Float[Array, "R S D"]:
+        """What enters the first layer, in float32; arguments as for `hidden`."""
+        return nnx.merge(self._definition, params).embeddings(tokens_RS, positions_RS)
+
     def embed(
         self,
         params: dict[str, Any],

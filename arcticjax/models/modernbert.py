@@ -41,7 +41,8 @@ class Embeddings(nnx.Module):
         self.token = nnx.Param(normal(rngs, shape, spec.initializer_range))
         self.norm = LayerNorm(spec.hidden_size, spec.layer_norm_epsilon, bias=False)
 
-    def __call__(self, tokens_RS: Array) -> Array:
+    def __call__(self, tokens_RS: Array, positions_RS: Array) -> Array:
+        del positions_RS  # they enter in attention
         return self.norm(look_up(self.token[...], tokens_RS))
 
 
@@ -115,7 +116,7 @@ class ModernBert(nnx.Module):
 
         x_RSD = scan_layers(
             self.layers,
-            self.embeddings(tokens_RS),
+            self.embeddings(tokens_RS, positions_RS),
             run,
             *(jnp.asarray(one) for one in (number == 0, is_global, reach)),
             remat=remat,

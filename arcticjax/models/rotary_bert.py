@@ -41,7 +41,8 @@ class Embeddings(nnx.Module):
         self.type = nnx.Param(normal(rngs, types, deviation)) if spec.type_vocab_size else None
         self.norm = LayerNorm(width, spec.layer_norm_epsilon)
 
-    def __call__(self, tokens_RS: Array) -> Array:
+    def __call__(self, tokens_RS: Array, positions_RS: Array) -> Array:
+        del positions_RS  # they enter in attention
         x_RSD = look_up(self.token[...], tokens_RS)
         return self.norm(x_RSD if self.type is None else x_RSD + self.type[...][0])
 
@@ -96,5 +97,5 @@ class RotaryBert(nnx.Module):
         def run(layer: Layer, x_RSD: Array) -> Array:
             return layer(x_RSD, segments_RS, turns, attention)
 
-        x_RSD = self.embeddings(tokens_RS).astype(dtype)
+        x_RSD = self.embeddings(tokens_RS, positions_RS).astype(dtype)
         return scan_layers(self.layers, x_RSD, run, remat=remat, gather_layer=gather_layer)

@@ -53,6 +53,7 @@ class Embedder:
     """Encodes texts with one set of parameters on one mesh.
 
     mesh: the devices it runs on. rows: rows of the longest cap that a device encodes at once.
+    truncate_dim: numbers of a vector that are kept unless `encode` is told otherwise; None: all.
     `params` may be replaced at any time (training does).
     """
 
@@ -66,11 +67,13 @@ class Embedder:
         *,
         rows: int = ROWS,
         dtype: Any = jnp.float32,
+        truncate_dim: int | None = None,
     ) -> None:
         self.params = params
         self.contract = contract
-        self.dimension = encoder.spec.hidden_size
+        self.dimension = truncate_dim or encoder.spec.hidden_size
         self.dtype = dtype
+        self._width = encoder.spec.hidden_size
         self._tokenizer = tokenizer
         self._templates = templates(contract, tokenizer)
         self.mesh = mesh
@@ -102,10 +105,11 @@ class Embedder:
             raise ValueError(f"prompt: {prompt!r} is neither 'query' nor 'document'")
         if dimension is not None and not isinstance(dimension, (int, np.integer)):
             raise ValueError(f"dimension: {dimension!r} is not a whole number")
-        if dimension is not None and not 1 <= dimension <= self.dimension:
-            raise ValueError(f"dimension: {dimension} is not in 1..{self.dimension}")
+        if dimension is not None and not 1 <= dimension <= self._width:
+            raise ValueError(f"dimension: {dimension} is not in 1..{self._width}")
+        dimension = self.dimension if dimension is None else int(dimension)
         vectors = self._packed(self._tokenizer.encode(texts), self._templates[prompt], encoded)
-        if dimension is not None and dimension < self.dimension:
+        if dimension < self._width:
             vectors = vectors[:, :dimension]
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
@@ -120,7 +124,12 @@ class Embedder:
         tokenizer, contract and precision."""
         digest = hashlib.sha256(
             json.dumps(
-                [self.contract.to_dict(), self._tokenizer.sha256, jnp.dtype(self.dtype).name],
+                [
+                    self.contract.to_dict(),
+                    self._tokenizer.sha256,
+                    jnp.dtype(self.dtype).name,
+                    self.dimension,
+                ],
                 sort_keys=True,
             ).encode()
         )
@@ -151,7 +160,7 @@ class Embedder:
         template: assemble.Template,
         encoded: Callable[[int], None] | None = None,
     ) -> np.ndarray:
-        vectors = np.zeros((len(ids), self.dimension), np.float32)
+        vectors = np.zeros((len(ids), self._width), np.float32)
         if not ids:
             return vectors
         devices, rows, length = self.mesh.devices.size, self._rows, self._row_length

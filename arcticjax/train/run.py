@@ -6,6 +6,8 @@ Claim the directory, prepare, resume or begin, train, evaluate, export.
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import resource
 import sys
 import time
@@ -23,13 +25,14 @@ from arcticjax.checkpoint.run_directory import RunDirectory
 from arcticjax.checkpoint.step_directories import StepDirectories
 from arcticjax.checkpoint.store import CheckpointStore
 from arcticjax.config import RunConfig, differences, dump_config, load_config
-from arcticjax.export import certificate
+from arcticjax.export import certificate, record
 from arcticjax.parallel import compilation_cache, distributed
 from arcticjax.parallel import mesh as meshes
 from arcticjax.parallel.stop import StopSignal
 from arcticjax.step import activations
 from arcticjax.step import state as states
 from arcticjax.train import alike, result, setup
+from arcticjax.train.json_lines import write_atomically
 from arcticjax.train.loop import Loop, Totals
 from arcticjax.train.report import Report
 
@@ -52,6 +55,8 @@ _FREE = (
     "train.remat",
     "train.attention",
 )
+# What a source says of itself only for the card.
+_STATED = re.compile(r"data\.sources\.\d+\.(licence|language)(\..*)?")
 
 
 def run(config: RunConfig) -> result.Result:
@@ -129,6 +134,7 @@ def _train(
         # Only now that nothing is refused: a refused resume leaves the directory as it was.
         run_directory.write_config(dump_config(config))
         setup.copy_tokenizer(ready.start.tokenizer_file, directory / "tokenizer")
+        _write_lineage(ready, directory)
 
     with Report(
         directory,
@@ -151,6 +157,10 @@ def _train(
         params = ready.embedder.params = ready.program.sharding.whole(state["params"])
         if config.evaluation.tasks:
             report.evaluation("after", ready.evaluator.evaluate(), step=ready.total_steps)
+        if config.report.plots and distributed.talks():
+            from arcticjax.train import plots  # matplotlib takes a second or two to import
+
+            report.note(f"plot     {plots.plot_run(directory)}")
         export = _export(ready, params, directory, report)
         demo = _demo(ready)
         outcome = result.Result(
@@ -170,7 +180,7 @@ def _train(
             export=export,
         )
         if distributed.talks():
-            _close(ready, report, outcome, demo, directory)
+            _close(report, outcome, demo, directory)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("arcticjax run done")
     return outcome
@@ -203,6 +213,7 @@ def _check_unchanged(config: RunConfig, directory: Path) -> None:
         (path, before, after)
         for path, before, after in differences(before, config)
         if not any(path == free or path.startswith(f"{free}.") for free in _FREE)
+        and not _STATED.fullmatch(path)
     ]
     if changed:
         lines = "".join(
@@ -295,6 +306,7 @@ def _export(ready: setup.Setup, params: Any, directory: Path, report: Report) ->
         tokenizer_folder=directory / "tokenizer",
         contract=ready.contract,
         embed=ready.exact_embedder(params).encode,
+        facts=record.run_facts(directory, ready.total_steps),
     )
     if checked is not None:
         report.note(
@@ -302,6 +314,19 @@ def _export(ready: setup.Setup, params: Any, directory: Path, report: Report) ->
             f"{checked.max_difference:.1e} at most"
         )
     return str(target)
+
+
+def _write_lineage(ready: setup.Setup, directory: Path) -> None:
+    """Records where model and data come from; `export.record` reads it."""
+    content = json.dumps(ready.lineage(), indent=2, ensure_ascii=False) + "\n"
+    path = directory / record.LINEAGE_FILE
+    try:
+        write_atomically(path, content.encode())
+    except OSError as error:
+        raise errors.ResourceError(
+            f"cannot write {path}: {error.strerror or error}; free disk space, then run the same "
+            "command again"
+        ) from error
 
 
 def _demo(ready: setup.Setup) -> list[str]:
@@ -315,16 +340,8 @@ def _demo(ready: setup.Setup) -> list[str]:
     ]
 
 
-def _close(
-    ready: setup.Setup, report: Report, outcome: result.Result, demo: list[str], directory: Path
-) -> None:
-    """Writes the result and shows it: scores before and after, answers to the demo queries,
-    plots."""
-    config = ready.config
-    if config.report.plots:
-        from arcticjax.train import plots  # matplotlib takes a second or two to import
-
-        report.note(f"plot     {plots.plot_run(directory)}")
+def _close(report: Report, outcome: result.Result, demo: list[str], directory: Path) -> None:
+    """Writes the result and shows it: scores before and after, answers to the demo queries."""
     for answer in demo:
         report.note(answer)
     if outcome.evaluations:

@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 from arcticjax import errors
 from arcticjax.config import RunConfig, TextContract
-from arcticjax.data import catalog, layout, list_pipeline, pipeline
+from arcticjax.data import catalog, layout, lineage, list_pipeline, pipeline
+from arcticjax.export import record
 from arcticjax.models.presets import random_start
 from arcticjax.models.pretrained import Pretrained, contract_options, load_pretrained
 from arcticjax.models.tokenizer import TextTokenizer
@@ -87,6 +88,15 @@ class Setup:
             "data_fingerprint": self.data.fingerprint,
             "global_batch": self.config.train.global_batch,
             "total_steps": self.total_steps,
+        }
+
+    def lineage(self) -> dict[str, Any]:
+        """Where model and data come from, for the record and the model card."""
+        return {
+            "base_model": record.base_model(self.config.model.init),
+            "base_sha256": self.start.sha256,
+            "total_steps": self.total_steps,
+            "data": lineage.describe(self.config, self.data),
         }
 
 

@@ -11,15 +11,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from arcticjax.config.contract import TextContract
 from arcticjax.errors import CheckpointError
 from arcticjax.export import certificate as certificate_module
-from arcticjax.export.certificate import (
-    PROBES,
-    certify,
-    probe_vectors,
-    probes_for,
-    write_certified,
-)
-from arcticjax.export.folder import write_folder
-from arcticjax.export.source import make_embedder, open_source
+from arcticjax.export import layers, readers
+from arcticjax.export.certificate import certify, cut, import_certified, write_certified
+from arcticjax.export.folder import Storage, write_folder
+from arcticjax.export.probes import PROBES, probe_tokens, probe_vectors, probes_for
+from arcticjax.export.source import Source, make_embedder, open_source
 from arcticjax.models.pretrained import load_pretrained
 from arcticjax.models.resolve import resolve
 from arcticjax.models.spec import ModelSpec, parameter_shapes
@@ -42,6 +38,18 @@ def random_params(seed=0):
         },
         sep="/",
     )
+
+
+def calm_params():
+    """Weights that bfloat16 changes as little as it does trained ones."""
+    params = random_params()
+    params["layers"] = jax.tree.map(lambda leaf: leaf * np.float32(0.2), params["layers"])
+    return params
+
+
+def embedder_of(params):
+    source = Source(SPEC, params, CONTRACT, resolve(MINILM), "params")
+    return make_embedder(source, local_mesh())
 
 
 def one_device(folder):
@@ -72,7 +80,7 @@ def right(tmp_path_factory):
 @pytest.fixture
 def own_reader(monkeypatch):
     """As where sentence-transformers is not installed."""
-    monkeypatch.setattr(certificate_module, "_torch_vectors", lambda folders, probes: None)
+    monkeypatch.setattr(readers, "torch_vectors", lambda folders, probes: None)
 
 
 def options(**changes):
@@ -89,16 +97,16 @@ def test_published_weights_give_the_published_vectors(tmp_path, monkeypatch):
     """Exported unchanged, MiniLM in sentence-transformers is MiniLM in sentence-transformers, and
     ours."""
     source = load_pretrained(MINILM)
-    real = certificate_module._torch_vectors
+    real = readers.torch_vectors
     seen = {}
 
     def both(folders, probes):
         # One process for both: torch takes long to import.
         version, vectors = real([*folders, source.folder], probes)
-        seen["exported"], seen["published"] = vectors
+        seen["exported"], seen["published"] = (one.exact for one in vectors)
         return version, vectors[:1]
 
-    monkeypatch.setattr(certificate_module, "_torch_vectors", both)
+    monkeypatch.setattr(readers, "torch_vectors", both)
     output = tmp_path / "out"
     certificate = write_certified(
         output,
@@ -209,13 +217,128 @@ def test_a_reader_that_fails_refuses_the_folder(tmp_path, right, monkeypatch):
     _, embed = right
     script = tmp_path / "torch_vectors.py"
     script.write_text("raise SystemExit('cannot load this model')")
-    monkeypatch.setattr(certificate_module, "__file__", str(tmp_path / "certificate.py"))
+    monkeypatch.setattr(readers, "__file__", str(tmp_path / "readers.py"))
     with pytest.raises(CheckpointError, match="does not load it: cannot load this model"):
         write_certified(tmp_path / "out", **options(embed=embed, reader="sentence-transformers"))
     # A broken installation is no fault of the folder.
     script.write_text("import sys; sys.exit(3)")
     certificate = write_certified(tmp_path / "out", **options(embed=embed))
     assert certificate.reader == "arcticjax"
+
+
+def test_the_first_layer_that_differs_is_named(tmp_path, right, own_reader, monkeypatch):
+    """A folder with another bias in its second layer, and one with other embeddings."""
+    _, embed = right
+    real = certificate_module.write_folder
+
+    def spoiling(part):
+        def spoiled(output, *, params, **rest):
+            params = jax.tree.map(np.array, params)
+            flatten_dict(params, sep="/")[part].flat[-1] += 0.05
+            return real(output, params=params, **rest)
+
+        monkeypatch.setattr(certificate_module, "write_folder", spoiled)
+
+    spoiling("layers/mlp/down/bias")
+    with pytest.raises(CheckpointError, match=r"first to differ is layer 2 \(hidden states by up"):
+        write_certified(tmp_path / "out", **options(embed=embed))
+    spoiling("embeddings/type")  # of the second type, which no text has
+    write_certified(tmp_path / "good", **options(embed=embed))
+    spoiling("embeddings/norm/bias")
+    with pytest.raises(CheckpointError, match="first to differ is the embeddings"):
+        write_certified(tmp_path / "out", **options(embed=embed))
+
+
+def test_where_no_layer_differs_the_rest_is_blamed(tmp_path, right, own_reader):
+    _, embed = right
+    contract = TextContract("", "", 32, 32, "mean")
+    with pytest.raises(CheckpointError, match="no layer differs, so prompt"):
+        write_certified(tmp_path / "out", **options(embed=embed, contract=contract))
+
+
+def test_layers_agree_with_those_of_transformers(right):
+    """Or every refusal would name a layer that is right."""
+    folder, _ = right
+    source = open_source(folder)
+    tokens = probe_tokens(CONTRACT, TextTokenizer.from_file(folder), PROBES[3])
+    theirs = readers.torch_states(folder, tokens)
+    assert theirs is not None and len(theirs) == 3
+    ours = list(layers.states(source.spec, source.params, tokens))
+    assert layers.first_difference(ours, theirs) is None
+    theirs[2][1, 5] += 0.01
+    assert layers.first_difference(ours, theirs) == "layer 2 (hidden states by up to 0.01)"
+    theirs[0][0, 0] = np.nan
+    assert layers.first_difference(ours, theirs) == "the embeddings (hidden states by up to nan)"
+
+
+def test_a_bfloat16_truncated_folder_in_shards(tmp_path, right):
+    """What is stored is exact, what is computed in bfloat16 near the encoder as trained."""
+    storage = Storage(dtype="bfloat16", shard_bytes=200_000, truncate_dim=6)
+    params = calm_params()
+    stored = storage.stored(params)
+    trained = embedder_of(params)
+    certificate = write_certified(
+        tmp_path / "out",
+        **options(embed=trained.encode, params=params),
+        embed_stored=embedder_of(stored).encode,
+        storage=storage,
+    )
+    assert certificate.passed and certificate.reader.startswith("sentence-transformers ")
+    assert certificate.dimension == 6 and certificate.dtype == "bfloat16"
+    assert certificate.max_difference <= 1e-5 < certificate.as_loaded_difference
+    assert certificate.as_loaded_difference <= certificate.as_loaded_tolerance == 1e-2
+    shards = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+    assert len(shards) > 1 and shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
+    # Our own loader gives the same, cut and with the weights as stored.
+    loaded = one_device(tmp_path / "out")
+    expected = cut(embedder_of(stored).encode(["river"]), 6)
+    np.testing.assert_allclose(loaded.encode(["river"]), expected, atol=1e-6)
+    assert loaded.encode(["river"], dimension=16).shape == (1, 16)
+
+
+def test_weights_rounded_too_far_are_refused(tmp_path, right, own_reader, monkeypatch):
+    _, embed = right
+    monkeypatch.setattr(certificate_module, "BFLOAT16_TOLERANCE", 1e-6)
+    storage = Storage(dtype="bfloat16")
+    stored = embedder_of(storage.stored(random_params()))
+    with pytest.raises(CheckpointError, match=r"lower precision of the folder .* keep float32"):
+        write_certified(
+            tmp_path / "out",
+            **options(embed=embed),
+            embed_stored=stored.encode,
+            storage=storage,
+        )
+    with pytest.raises(ValueError, match="embed_stored"):
+        write_certified(tmp_path / "out", **options(embed=embed), storage=storage)
+
+
+def test_the_card_holds_the_certificate(tmp_path, right, own_reader):
+    _, embed = right
+    certificate = write_certified(tmp_path / "out", **options(embed=embed))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "## Certificate" in card and "by arcticjax" in card
+    assert all(f"| {name} |" in card for name in certificate.probes)
+
+
+def test_an_imported_folder_gives_what_sentence_transformers_gave(tmp_path, right, monkeypatch):
+    folder, embed = right
+    probes = probes_for(CONTRACT, TextTokenizer.from_file(folder))
+    theirs = readers.FolderVectors(probe_vectors(embed, probes))
+    monkeypatch.setattr(readers, "torch_vectors", lambda *_: ("sentence-transformers 9", [theirs]))
+    source = open_source(folder)
+    certificate = import_certified(tmp_path / "in", source, folder)
+    assert certificate.reader == "arcticjax" and certificate.max_difference <= 1e-6
+    assert "as sentence-transformers 9 reads it" in certificate.notes[0]
+    assert load_pretrained(tmp_path / "in").contract == CONTRACT
+
+    theirs.exact[2, 0] += 1e-3
+    monkeypatch.setattr(readers, "torch_states", lambda *_: None)
+    with pytest.raises(CheckpointError, match=r"differ by up to 0\.001 .* no layer differs"):
+        import_certified(tmp_path / "wrong", source, folder)
+    assert not (tmp_path / "wrong").exists()
+    monkeypatch.setattr(readers, "torch_vectors", lambda *_: None)
+    with pytest.raises(CheckpointError, match="not installed"):
+        import_certified(tmp_path / "wrong", source, folder)
 
 
 def test_probes_reach_what_they_claim():

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from arcticjax.config.contract import TextContract
 from arcticjax.errors import CheckpointError, ConfigError, ResourceError
 from arcticjax.export import folder as folder_module
-from arcticjax.export.folder import write_folder
+from arcticjax.export.folder import Storage, write_folder
 from arcticjax.models.pretrained import load_pretrained
 from arcticjax.models.resolve import resolve
 from arcticjax.models.spec import ModelSpec, parameter_shapes
@@ -125,10 +125,37 @@ def test_what_is_written_is_what_is_read(tmp_path, pooling):
 def test_jax_arrays_and_lower_precision(tmp_path):
     params = {key: value for key, value in random_params().items()}
     params["embeddings"]["token"] = jnp.asarray(params["embeddings"]["token"])
-    output = export(tmp_path / "out", params=params, dtype="bfloat16")
+    output = export(tmp_path / "out", params=params, storage=Storage("bfloat16"))
     table = load_file(output / "model.safetensors")["embeddings.word_embeddings.weight"]
     assert table.dtype == ml_dtypes.bfloat16
     assert read(output / "config.json")["torch_dtype"] == "bfloat16"
+
+
+def test_weights_in_shards(tmp_path):
+    """As Hugging Face writes them, and read back whole; a tensor beyond the limit has a shard."""
+    output = export(tmp_path / "out", storage=Storage(shard_bytes=1000))
+    index = read(output / "model.safetensors.index.json")
+    files = sorted(path.name for path in output.glob("*.safetensors"))
+    count = len(files)
+    assert files == [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
+    assert count > 2 and not (output / "model.safetensors").exists()
+    stored = {name: load_file(output / name) for name in files}
+    assert index["weight_map"] == {tensor: name for name in files for tensor in stored[name]}
+    sizes = {name: [tensor.nbytes for tensor in stored[name].values()] for name in files}
+    assert index["metadata"]["total_size"] == sum(sum(one) for one in sizes.values())
+    assert all(sum(one) <= 1000 or len(one) == 1 for one in sizes.values())
+    found = flatten_dict(load_pretrained(output).params, sep="/")
+    for path, value in flatten_dict(random_params(), sep="/").items():
+        assert np.array_equal(found[path], value), path
+
+
+def test_truncation_is_written_and_checked(tmp_path):
+    output = export(tmp_path / "out", storage=Storage(truncate_dim=3))
+    assert read(output / "config_sentence_transformers.json")["truncate_dim"] == 3
+    assert "first 3 of 4 numbers" in (output / "README.md").read_text()
+    for size in (0, 4):
+        with pytest.raises(ConfigError, match=f"truncate_dim: {size} is not within 1 to 3"):
+            export(tmp_path / "no", storage=Storage(truncate_dim=size))
 
 
 def test_published_weights_pass_through_unchanged(tmp_path):
@@ -199,7 +226,7 @@ def test_a_failed_write_leaves_the_earlier_export(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folder_module, "save_file", full)
+    monkeypatch.setattr(folder_module, "write_shards", full)
     with pytest.raises(ResourceError, match="No space left"):
         export(output, params=random_params(seed=1))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -10,20 +10,24 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+import arcticjax
 from arcticjax.checkpoint.store import CheckpointStore
+from arcticjax.config import load_config
 from arcticjax.config.contract import TextContract
 from arcticjax.errors import CheckpointError, ConfigError
-from arcticjax.export import certificate as certificate_module
+from arcticjax.export import certificate, readers
 from arcticjax.export.folder import write_folder
 from arcticjax.models.pretrained import load_pretrained
 from arcticjax.models.resolve import resolve
 from arcticjax.models.spec import ModelSpec, parameter_shapes
 from arcticjax.step import embedder as embedder_module
+from tests import tiny
 from tools.convert_to_torch.__main__ import main
 
 TOKENIZER = resolve("sentence-transformers/all-MiniLM-L6-v2")
 SPEC = ModelSpec(hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_positions=64)
 CONTRACT = TextContract("query: ", "", 16, 32, "cls")
+TORCH_VECTORS = readers.torch_vectors
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,7 +35,7 @@ def fast():
     """Our own reader (sentence-transformers is tried in the certificate's tests), and one
     compilation."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(certificate_module, "_torch_vectors", lambda folders, probes: None)
+        patch.setattr(readers, "torch_vectors", lambda folders, probes: None)
         patch.setattr(embedder_module, "make_encode", functools.cache(embedder_module.make_encode))
         yield
 
@@ -162,10 +166,129 @@ def test_a_tokenizer_swapped_in_the_run_is_refused(tmp_path):
         main(["--checkpoint", str(run), "--output", str(tmp_path / "out")])
 
 
+def test_an_average_of_steps(run, tmp_path, capsys):
+    output = tmp_path / "soup"
+    command = ["--checkpoint", str(run), "--output", str(output), "--step", "1", "2"]
+    with pytest.raises(ConfigError, match="2 checkpoints become one folder only as an average"):
+        main(command)
+    main([*command, "--average", "uniform"])
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, random_params(11), random_params(12))
+    found = flatten_dict(load_pretrained(output).params, sep="/")
+    for path, value in flatten_dict(mean, sep="/").items():
+        np.testing.assert_allclose(found[path], value, atol=1e-6)
+    assert "run at step 1" in (output / "README.md").read_text()
+    assert str(run) not in (output / "README.md").read_text()
+    with pytest.raises(ConfigError, match="3 steps for 2 checkpoints"):
+        main(
+            [
+                "--checkpoint",
+                str(run),
+                str(run),
+                "--output",
+                str(output),
+                "--step",
+                "1",
+                "2",
+                "1",
+                "--average",
+                "uniform",
+            ]
+        )
+
+
+def test_an_average_of_folders(run, tmp_path):
+    for step in ("1", "2"):
+        main(["--checkpoint", str(run), "--output", str(tmp_path / step), "--step", step])
+    folders = [str(tmp_path / "1"), str(tmp_path / "2")]
+    average = ["--average", "slerp", "--fraction", "0"]
+    main(["--checkpoint", *folders, "--output", str(tmp_path / "out"), *average])
+    table = load_pretrained(tmp_path / "out").params["embeddings"]["token"]
+    np.testing.assert_allclose(table, random_params(11)["embeddings"]["token"], atol=1e-7)
+
+
+def test_bfloat16_cut_and_in_shards(run, tmp_path, capsys, monkeypatch):
+    # Random weights suffer more from rounding than trained ones.
+    monkeypatch.setattr(certificate, "BFLOAT16_TOLERANCE", 0.1)
+    output = tmp_path / "out"
+    main(
+        [
+            "--checkpoint",
+            str(run),
+            "--output",
+            str(output),
+            "--dtype",
+            "bfloat16",
+            "--truncate-dim",
+            "8",
+            "--shard-size",
+            "0.5MB",
+            "--licence",
+            "mit",
+        ]
+    )
+    assert len(list(output.glob("model-*.safetensors"))) > 1
+    stored = json.loads((output / "certificate.json").read_text())
+    assert stored["dtype"] == "bfloat16" and stored["dimension"] == 8
+    assert "computed in bfloat16" in capsys.readouterr().out
+    assert "license: mit" in (output / "README.md").read_text()
+    assert arcticjax.load(output).encode(["river"]).shape == (1, 8)
+
+
+@pytest.mark.parametrize("size", ["5", "0GB", "many", "5 GiB"])
+def test_sizes_that_are_none(size, run, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--checkpoint", str(run), "--output", str(tmp_path), "--shard-size", size])
+    assert "write one as 5GB" in capsys.readouterr().err
+
+
+def test_the_reverse_takes_one_folder(run, tmp_path):
+    source = write_folder(
+        tmp_path / "source",
+        spec=SPEC,
+        params=random_params(),
+        tokenizer_folder=TOKENIZER,
+        contract=CONTRACT,
+    )
+    command = ["--reverse", "--checkpoint", str(source), "--output", str(tmp_path / "in")]
+    for extra in (
+        ["--step", "1"],
+        ["--average", "uniform"],
+        ["--dtype", "bfloat16"],
+        ["--truncate-dim", "4"],
+    ):
+        with pytest.raises(ConfigError, match=rf"{extra[0]}: has no meaning with --reverse"):
+            main([*command, *extra])
+    # Proof needs sentence-transformers, which this module has put out of reach.
+    with pytest.raises(CheckpointError, match=r"install arcticjax\[convert\]"):
+        main(command)
+    (source / "modules.json").unlink()
+    with pytest.raises(ConfigError, match="no sentence-transformers folder"):
+        main(command)
+
+
+def test_a_sentence_transformers_folder_becomes_a_start(tmp_path, monkeypatch, capsys):
+    """MiniLM as published, and as saved again by the library: what it gives there, it gives here,
+    and a run starts from it."""
+    monkeypatch.setattr(readers, "torch_vectors", TORCH_VECTORS)
+    output = tmp_path / "start"
+    name = "sentence-transformers/all-MiniLM-L6-v2"
+    assert main(["--reverse", "--checkpoint", name, "--output", str(output)]) == 0
+    assert "certified by arcticjax" in capsys.readouterr().out
+    assert same_weights(output, load_pretrained(name).params)
+    stored = json.loads((output / "certificate.json").read_text())
+    assert stored["passed"] is True and stored["max_difference"] <= 1e-5
+    assert "base_model: " + name in (output / "README.md").read_text()
+    config = load_config(tiny.run_config(tmp_path / "run", **{"model.init": str(output)}))
+    assert load_pretrained(str(config.model.init)).contract.document_length == 256
+
+
 def test_help_names_the_options(capsys):
     with pytest.raises(SystemExit) as left:
         main(["--help"])
     assert left.value.code == 0
     said = capsys.readouterr().out
-    for option in ("--checkpoint", "--output", "--step", "--pooling"):
+    for option in (
+        *("--checkpoint", "--output", "--step", "--pooling", "--reverse", "--average"),
+        *("--fraction", "--dtype", "--truncate-dim", "--shard-size", "--licence"),
+    ):
         assert option in said

@@ -12,7 +12,7 @@ import yaml
 from arcticjax import errors
 from arcticjax.checkpoint.store import CheckpointStore
 from arcticjax.config import load_config
-from arcticjax.export import certificate
+from arcticjax.export import readers
 from arcticjax.models.pretrained import load_pretrained
 from arcticjax.models.tokenizer import TextTokenizer
 from arcticjax.parallel import compilation_cache
@@ -119,7 +119,7 @@ def test_an_epoch_is_the_default_length(tmp_path):
 
 def test_the_first_layers_can_be_kept_and_bfloat16_exports_exactly(tmp_path, monkeypatch):
     # sentence-transformers takes as long as all the rest, and reads an export in other tests
-    monkeypatch.setattr(certificate, "_torch_vectors", lambda folders, probes: None)
+    monkeypatch.setattr(readers, "torch_vectors", lambda folders, probes: None)
     changes = {"model.keep_layers": 1, "train.precision": "bfloat16", "report.plots": False}
     train(tiny.run_config(tmp_path, **changes), "train.total_steps=3")
     assert load_pretrained(tmp_path / "run" / "export").spec.num_layers == 1
