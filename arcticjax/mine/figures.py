@@ -31,7 +31,7 @@ def draw_scores(histograms: Mapping[str, np.ndarray], title: str) -> bytes:
             axes.plot(middles, share, drawstyle="steps-mid", color=colour, label=name)
     seen = np.flatnonzero(sum(histograms[name] for name in used))
     if seen.size:
-        axes.set_xlim(BINS[seen[0]] - 0.02, BINS[seen[-1] + 1] + 0.02)
+        axes.set_xlim(float(BINS[seen[0]]) - 0.02, float(BINS[seen[-1] + 1]) + 0.02)
     axes.set_ylim(bottom=0)
     _dress(axes, "teacher's score", "share")
     axes.legend(frameon=False, fontsize=9)

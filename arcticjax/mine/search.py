@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -123,7 +124,7 @@ class Search:
         share = round_up(-(-self.block // devices), tile)
         width = self.documents.shape[1]
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             first = start + (index[0].start or 0) * share
             last = min(first + share, stop)
             found = np.zeros((1, share, width), np.float32)
