@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from arcticjax.errors import ConfigError
 
@@ -132,8 +132,8 @@ def _shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
     from arcticjax.models.encoder import Encoder
 
-    abstract: Mapping[Any, Any] = flatten_dict(Encoder(spec).abstract(), sep="/")
-    return {str(path): tuple(leaf.shape) for path, leaf in abstract.items()}
+    abstract = cast("dict[str, Any]", flatten_dict(Encoder(spec).abstract(), sep="/"))
+    return {path: tuple(leaf.shape) for path, leaf in abstract.items()}
 
 
 def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

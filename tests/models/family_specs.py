@@ -1,12 +1,16 @@
 """A tiny encoder of every family beside BERT, and transformers' model of the same weights."""
 
+from typing import Any
+
 import torch
 import transformers
 
 from arcticjax.models.hf_mapping import from_hf_state
 from arcticjax.models.spec import ModelSpec, Rotary, Window
 
-_SIZES = dict(vocab_size=120, hidden_size=32, num_layers=3, num_heads=4, intermediate_size=48)
+_SIZES: dict[str, Any] = dict(
+    vocab_size=120, hidden_size=32, num_layers=3, num_heads=4, intermediate_size=48
+)
 
 SPECS = {
     "xlm-roberta": ModelSpec(

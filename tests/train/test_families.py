@@ -39,6 +39,7 @@ def exported(folder, family, tokenizer):
     )
 
 
+@pytest.mark.slow
 def test_folders_give_the_same_vectors_in_sentence_transformers(tmp_path, tokenizer):
     """One process reads all of them: it takes longer to start than to embed."""
     folders = [exported(tmp_path / family, family, tokenizer) for family in SPECS]
@@ -69,7 +70,6 @@ def test_two_steps_and_a_certified_export(family, passes, tmp_path, tokenizer):
     exported(tmp_path / "model", family, tokenizer)
     tiny.parquet(tmp_path / "a.parquet", 0, 96)
     tiny.parquet(tmp_path / "b.parquet", 1, 64, longest=8)
-    tiny.task_folder(tmp_path / "task")
     changes = {
         "train.total_steps": 2,
         "optimizer.warmup_steps": 0,
@@ -77,6 +77,8 @@ def test_two_steps_and_a_certified_export(family, passes, tmp_path, tokenizer):
         "data.document_length": 24,
         "mesh.data": 2,
         "mesh.fsdp": 2,
+        "evaluation.tasks": [],
+        "report.plots": False,
     }
     train(tiny.run_config(tmp_path, **changes))
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
