@@ -102,7 +102,6 @@ def builder(
         row_length=None,
         rows=None,
         most_tokens=most_tokens,
-        samples=3,
         **WIDTHS,
     )
     return pipeline.BatchBuilder(views, draws, shapes, query, document, range(devices))

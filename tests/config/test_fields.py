@@ -42,7 +42,9 @@ def test_describe_gives_type_and_default():
     assert "run.directory: non-empty text; required" in lines
     assert "loss.temperature: a number > 0; default 0.02" in lines
     assert "mesh.data: a whole number >= 1 or auto; default auto" in lines
-    assert "model.preset: xs | s | m | l or null; default null" in lines
+    assert any(
+        line.startswith("model.preset: xs | s | m | m-v1.5 | m-long | l |") for line in lines
+    )
     assert "export.enabled: true or false; default true" in lines
     assert "data.sources.N.path: non-empty text; required" in lines
 

@@ -12,9 +12,9 @@ from arcticjax.data import candidates
 from arcticjax.data.stored import text_id
 from arcticjax.errors import CheckpointError, ConfigError
 from arcticjax.mine import run
+from launch.local import environments
 from tests import tiny
 from tests.mine import making
-from tests.train.running import cluster
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -125,7 +125,7 @@ def test_devices_and_blocks_change_nothing(folder, changes):
 def test_two_processes_give_the_same_files(folder):
     file = making.config_file(folder, output=str(folder / "out-two"), mesh={"data": "auto"})
     processes = [
-        making.start(file, devices=2, environment=environment) for environment in cluster(2)
+        making.start(file, devices=2, environment=environment) for environment in environments(2)
     ]
     first, second = (making.finish(process) for process in processes)
     assert making.files(folder / "out-two") == making.files(folder / "out")

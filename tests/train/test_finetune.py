@@ -7,8 +7,9 @@ import pytest
 
 from arcticjax import errors
 from arcticjax.train import loop
+from launch.local import environments
 from tests.train import finetuning
-from tests.train.running import BARE, cluster, finish, lines, losses, same, start, train, weights
+from tests.train.running import BARE, finish, lines, losses, same, start, train, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -52,7 +53,7 @@ def test_two_processes_of_two_devices_give_the_run_of_one(tmp_path):
     file = finetuning.config(tmp_path / "two", **SHARED, **{"mesh.data": "auto"})
     outputs = [
         finish(process)
-        for process in [start(file, devices=2, environment=one) for one in cluster(2)]
+        for process in [start(file, devices=2, environment=one) for one in environments(2)]
     ]
     assert "cut      a: 48 of 48 queries kept" in outputs[0]
     close(losses(tmp_path / "one"), losses(tmp_path / "two"))
