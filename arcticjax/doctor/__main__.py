@@ -9,13 +9,14 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from arcticjax import config as configs
 from arcticjax import errors
 from arcticjax.config import RunConfig
 from arcticjax.doctor import findings as reports
 from arcticjax.doctor.findings import Finding, attempt, skipped
+from arcticjax.parallel import command
 
 
 class _Parser(argparse.ArgumentParser):
@@ -190,14 +191,5 @@ def _write(path: Path, found: Sequence[Finding], code: int) -> None:
         ) from error
 
 
-def _leave(code: int) -> NoReturn:
-    # Wrong usage ends here too, and should not wait for jax.
-    if "jax" not in sys.modules:
-        sys.exit(code)
-    from arcticjax.parallel import distributed
-
-    distributed.leave(code)
-
-
 if __name__ == "__main__":
-    errors.run_cli(lambda: main(sys.argv[1:]), leave=_leave)
+    errors.run_cli(lambda: main(sys.argv[1:]), leave=command.leave)

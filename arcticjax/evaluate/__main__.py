@@ -7,11 +7,11 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from arcticjax import config as configs
 from arcticjax import errors
 from arcticjax.config.contract import MIN_LENGTH
+from arcticjax.parallel import command
 
 # What a run directory calls its evaluation.
 FOLDER = "evaluation"
@@ -164,14 +164,5 @@ def _show_log() -> None:
     logging.getLogger("mteb").setLevel(logging.ERROR)
 
 
-def _leave(code: int) -> NoReturn:
-    # A wrong config ends here too, and should not wait for jax.
-    if "jax" not in sys.modules:
-        sys.exit(code)
-    from arcticjax.parallel import distributed
-
-    distributed.leave(code)
-
-
 if __name__ == "__main__":
-    errors.run_cli(lambda: main(sys.argv[1:]), leave=_leave)
+    errors.run_cli(lambda: main(sys.argv[1:]), leave=command.leave)

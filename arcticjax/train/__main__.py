@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from arcticjax import config as configs
 from arcticjax import errors
+from arcticjax.parallel import command
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,38 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Only now: --help and a wrong config should not wait for jax.
     from arcticjax.train import run
 
-    _show_log()
+    command.show_log()
     run.run(config)
     return 0
 
 
-def _show_log() -> None:
-    """Lets the parts' own messages (tokenising, checkpoints set aside) reach stderr."""
-    root = logging.getLogger()
-    # On the root: any library's first plain `logging.info` would put a second handler there. One
-    # that is there already shows our messages too, so it is made to show them in our way.
-    if not root.handlers:
-        root.addHandler(logging.StreamHandler())
-    for handler in root.handlers:
-        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-        handler.addFilter(_from_process_0)
-    logging.getLogger("arcticjax").setLevel(logging.INFO)
-
-
-def _from_process_0(record: logging.LogRecord) -> bool:
-    import jax
-
-    return record.levelno >= logging.ERROR or jax.process_index() == 0
-
-
-def _leave(code: int) -> NoReturn:
-    # A wrong config ends here too, and should not wait for jax.
-    if "jax" not in sys.modules:
-        sys.exit(code)
-    from arcticjax.parallel import distributed
-
-    distributed.leave(code)
-
-
 if __name__ == "__main__":
-    errors.run_cli(lambda: main(sys.argv[1:]), leave=_leave)
+    errors.run_cli(lambda: main(sys.argv[1:]), leave=command.leave)

@@ -15,6 +15,7 @@ from arcticjax.config import load_config
 from arcticjax.export import readers
 from arcticjax.models.pretrained import load_pretrained
 from arcticjax.models.tokenizer import TextTokenizer
+from arcticjax.parallel import command as processes
 from arcticjax.parallel import compilation_cache
 from arcticjax.train import __main__ as command
 from arcticjax.train.loop import Loop
@@ -166,7 +167,7 @@ def test_messages_of_the_parts_are_shown_once_in_our_format_by_process_0(monkeyp
     monkeypatch.setattr(parts, "parent", root)
     monkeypatch.setattr(parts, "level", parts.level)
     monkeypatch.setattr(logging, "getLogger", lambda name=None: parts if name else root)
-    command._show_log()
+    processes.show_log()
     parts.info("tokenising")
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     parts.info("of another process")
