@@ -367,12 +367,13 @@ class TrainConfig(Section):
         "matrix products, of them only what is dear to compute again, or the layer's input (full: "
         "all recomputed). auto: named with one pass, none with two.",
     )
-    attention: Literal["auto", "xla", "cudnn", "splash"] = Field(
+    attention: Literal["auto", "xla", "looped", "cudnn", "splash"] = Field(
         default="auto",
-        description="How attention is computed in training: by the compiler (xla: any device and "
-        "precision), by cuDNN (NVIDIA GPUs) or by the splash kernel (TPUs, rows of a multiple of "
-        "128 tokens), the last two in bfloat16 only. auto: the fastest by the package's table of "
-        "measurements; xla where it has none.",
+        description="How attention is computed in training: by the compiler, for all heads at once "
+        "(xla) or for one after another (looped), both on any device and in any precision; by "
+        "cuDNN (NVIDIA GPUs) or by the splash kernel (TPUs, rows of a multiple of 128 tokens), "
+        "these two in bfloat16 only. auto: the fastest by the package's table of measurements; xla "
+        "where it has none.",
     )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",

@@ -1,6 +1,7 @@
 """Attention within the texts of packed rows: one function, several implementations.
 
-`xla` runs everywhere and in every dtype. `cudnn` is NVIDIA's fused kernel through `jax.nn`, which
+`xla` and `looped` run everywhere and in every dtype; `looped` takes the heads of a row one after
+another (see `arcticjax.models.looped`). `cudnn` is NVIDIA's fused kernel through `jax.nn`, which
 takes segments and windows only as a mask [R, 1, S, S]; its packed layout is not in jax's public
 interface. `splash` is the Pallas kernel for TPUs (see `arcticjax.models.splash`), without windows.
 Which of them a device can run, and which one `auto` takes, is the matter of
@@ -15,24 +16,15 @@ import jax
 import jax.numpy as jnp
 
 from arcticjax import errors
+from arcticjax.models import looped
+from arcticjax.models.precision import MASKED, matmul_precision
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
-Implementation = Literal["xla", "cudnn", "splash"]
-
-# Finite, so that no row of scores can become NaN; exp of it is 0 beside any real score.
-MASKED = -1e30
+Implementation = Literal["xla", "looped", "cudnn", "splash"]
 
 SPLASH_NO_WINDOW = "it knows no windows, and some layers of this model attend within one"
-
-
-def matmul_precision(dtype: jnp.dtype) -> jax.lax.Precision:
-    """The precision that makes a matmul of this dtype what its name says: accelerators otherwise
-    multiply float32 as TF32 or bfloat16."""
-    if dtype == jnp.float32:
-        return jax.lax.Precision.HIGHEST
-    return jax.lax.Precision.DEFAULT
 
 
 def attend(
@@ -60,7 +52,17 @@ def attend(
         from arcticjax.models import splash  # Pallas takes seconds to import
 
         return splash.attend(scaled_RSHK, key_RSHK, value_RSHK, segments_RS)
-    return _xla(scaled_RSHK, key_RSHK, value_RSHK, visible(segments_RS, reach))
+    # A head's tokens side by side: a CPU multiplies strided matrices at half the speed. Elsewhere
+    # the compiler chooses layouts itself.
+    scaled_RHSK, key_RHTK, value_RHTK = (
+        jnp.swapaxes(one, 1, 2) for one in (scaled_RSHK, key_RSHK, value_RSHK)
+    )
+    if implementation == "looped":
+        reach = jnp.int32(segments_RS.shape[1]) if reach is None else reach
+        mixed_RHSK = looped.attend(scaled_RHSK, key_RHTK, value_RHTK, segments_RS, reach)
+    else:
+        mixed_RHSK = _xla(scaled_RHSK, key_RHTK, value_RHTK, visible(segments_RS, reach))
+    return jnp.swapaxes(mixed_RHSK, 1, 2)
 
 
 def visible(
@@ -91,13 +93,8 @@ def _cudnn(query_RSHK: Array, key_RSHK: Array, value_RSHK: Array, visible_R1ST: 
         ) from problem
 
 
-def _xla(scaled_RSHK: Array, key_RSHK: Array, value_RSHK: Array, visible_R1ST: Array) -> Array:
-    dtype = value_RSHK.dtype
-    # A head's tokens side by side: a CPU multiplies strided matrices at half the speed. Elsewhere
-    # the compiler chooses layouts itself.
-    scaled_RHSK, key_RHTK, value_RHTK = (
-        jnp.swapaxes(one, 1, 2) for one in (scaled_RSHK, key_RSHK, value_RSHK)
-    )
+def _xla(scaled_RHSK: Array, key_RHTK: Array, value_RHTK: Array, visible_R1ST: Array) -> Array:
+    dtype = value_RHTK.dtype
     scores_RHST = _products(scaled_RHSK, key_RHTK)
     scores_RHST = jnp.where(visible_R1ST, scores_RHST, MASKED)
     highest_RHS1 = jax.lax.stop_gradient(scores_RHST.max(axis=-1, keepdims=True))
@@ -107,7 +104,7 @@ def _xla(scaled_RSHK: Array, key_RSHK: Array, value_RSHK: Array, visible_R1ST: A
         weights_RHST.astype(dtype), value_RHTK, precision=matmul_precision(dtype)
     )
     mixed_RHSK = mixed_RHSK.astype(jnp.float32) / weights_RHST.sum(axis=-1, keepdims=True)
-    return jnp.swapaxes(mixed_RHSK.astype(dtype), 1, 2)
+    return mixed_RHSK.astype(dtype)
 
 
 @jax.custom_vjp

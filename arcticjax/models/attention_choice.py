@@ -16,7 +16,7 @@ from arcticjax.models.attention import SPLASH_NO_WINDOW, Implementation
 
 TABLE = Path(__file__).with_name("attention_times.json")
 KEY = ("device_kind", "head_size", "row_length", "dtype")
-IMPLEMENTATIONS: tuple[Implementation, ...] = ("xla", "cudnn", "splash")
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("xla", "looped", "cudnn", "splash")
 
 
 def refusal(
@@ -36,7 +36,7 @@ def refusal(
     NUM_LANES in its splash_attention_kernel.py, and cuDNN's need of bfloat16 or float16. Splash
     takes float32 but multiplies it as bfloat16, so that is refused, too.
     """
-    if implementation == "xla":
+    if implementation in ("xla", "looped"):
         return None
     if implementation == "splash" and windowed:
         return SPLASH_NO_WINDOW

@@ -11,7 +11,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from arcticjax.models.activations import GELU_SLOPE, gelu
-from arcticjax.models.attention import Implementation, attend, matmul_precision
+from arcticjax.models.attention import Implementation, attend
+from arcticjax.models.precision import matmul_precision
 from arcticjax.models.rotary import Rotation, rotate
 from arcticjax.models.spec import ModelSpec
 

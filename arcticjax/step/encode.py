@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from arcticjax.models import attention_choice
 from arcticjax.models.encoder import Encoder
 from arcticjax.models.spec import Pooling
 from arcticjax.parallel.mesh import BATCH, REPLICATED, replicated
@@ -26,8 +27,22 @@ def make_encode(
     def on_device(
         params: Any, tokens: jax.Array, starts: jax.Array, lengths: jax.Array
     ) -> jax.Array:
+        attention = attention_choice.choose(
+            "auto",
+            device=mesh.devices.flat[0],
+            dtype=jnp.dtype(dtype).name,
+            head_size=encoder.spec.head_size,
+            row_length=tokens.shape[-1],
+            windowed=encoder.spec.window is not None,
+        )
         vectors = encoder.embed(
-            params, tokens[0], starts[0], lengths[0], pooling=pooling, dtype=dtype
+            params,
+            tokens[0],
+            starts[0],
+            lengths[0],
+            pooling=pooling,
+            dtype=dtype,
+            attention=attention,
         )
         return vectors[None]
 

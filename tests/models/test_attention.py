@@ -17,7 +17,7 @@ from arcticjax.models import splash
 from arcticjax.models.attention import attend
 
 ROWS, LENGTH, HEADS, WIDTH = 3, 256, 2, 8
-IMPLEMENTATIONS = ("xla", "cudnn", "splash")
+IMPLEMENTATIONS = ("xla", "looped", "cudnn", "splash")
 
 
 def packed() -> np.ndarray:
@@ -107,7 +107,7 @@ def test_result_and_gradients_equal_those_by_hand(implementation, dtype, toleran
         assert error <= tolerance * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("implementation", ["xla", "cudnn"])
+@pytest.mark.parametrize("implementation", ["xla", "looped", "cudnn"])
 def test_windows_equal_those_by_hand(implementation):
     """The reach is an array, as in a scan over layers."""
     query, key, value, wanted = inputs()
@@ -149,7 +149,8 @@ def test_large_scores_stay_finite(implementation):
     assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
-def test_splash_in_a_shard_map_that_checks_varying_axes():
+@pytest.mark.parametrize("implementation", ["looped", "splash"])
+def test_in_a_shard_map_that_checks_varying_axes(implementation):
     """As in the training step: parameters cast to varying, their gradients added up at the end."""
     axes = ("data", "fsdp")
     mesh = jax.make_mesh((2, 1), axes, axis_types=(jax.sharding.AxisType.Auto,) * 2)
@@ -175,7 +176,7 @@ def test_splash_in_a_shard_map_that_checks_varying_axes():
         return jax.jit(mapped)(jnp.float32(0.7), SEGMENTS_RS[:2, :128], arrays[3], *arrays[:3])
 
     with jax.set_mesh(mesh):
-        found, wanted = gradient("splash"), gradient("xla")
+        found, wanted = gradient(implementation), gradient("xla")
     assert abs(wanted) > 1
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 

@@ -9,7 +9,12 @@ from arcticjax.errors import ConfigError
 from arcticjax.models.attention_choice import IMPLEMENTATIONS, KEY, choose, measured, refusal
 
 SHAPE = {"dtype": "bfloat16", "head_size": 32, "row_length": 256}
-PLATFORMS = {"xla": ("cpu", "gpu", "tpu"), "cudnn": ("gpu",), "splash": ("tpu",)}
+PLATFORMS = {
+    "xla": ("cpu", "gpu", "tpu"),
+    "looped": ("cpu", "gpu", "tpu"),
+    "cudnn": ("gpu",),
+    "splash": ("tpu",),
+}
 
 
 def device(platform):
