@@ -1,4 +1,4 @@
-"""Test set-up that must precede jax: eight CPU devices, and one store of compiled programs."""
+"""Test set-up that must precede jax: eight CPU devices, and stores of what processes compile."""
 
 import atexit
 import os
@@ -16,12 +16,25 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # No test may reach a model hub: what is not installed or made by the test does not exist.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def scratch(what: str) -> str:
+    """A folder for this session."""
+    folder = tempfile.mkdtemp(prefix=f"arcticjax-tests-{what}-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 # The commands that tests start compile the same few programs in one process after another.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    compiled = tempfile.mkdtemp(prefix="arcticjax-tests-")
-    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = scratch("programs")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+# So they do with the sources of all that they import, where no bytecode may be left beside them:
+# most of what starting them takes.
+if sys.dont_write_bytecode:
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = scratch("bytecode")
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # `tools` and `benchmarks` stand beside the package

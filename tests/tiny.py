@@ -131,12 +131,17 @@ def tokenizer_folder(folder: Path, extra: int = 0) -> Path:
     return folder
 
 
+def weights(spec: ModelSpec = SPEC, seed: int = 0):
+    """Random ones, compiled as a whole: operation by operation it takes seconds."""
+    return jax.device_get(jax.jit(Encoder(spec).init)(jax.random.key(seed)))
+
+
 def model_folder(
     folder: Path, *, pooling: str = "mean", seed: int = 0, spec: ModelSpec = SPEC
 ) -> Path:
     """A tiny encoder of random weights as a sentence-transformers folder."""
     tokenizer_folder(folder.with_name(folder.name + ".tokenizer"))
-    params = jax.device_get(Encoder(spec).init(jax.random.key(seed)))
+    params = weights(spec, seed)
     return write_folder(
         folder,
         spec=spec,

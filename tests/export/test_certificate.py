@@ -23,6 +23,9 @@ from arcticjax.models.tokenizer import TextTokenizer
 from arcticjax.parallel.mesh import local_mesh, make_mesh
 from arcticjax.step import embedder as embedder_module
 from tests import tiny
+from tests.torch_here import torch_here
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 SPEC = ModelSpec(hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_positions=64)
@@ -261,7 +264,8 @@ def test_layers_agree_with_those_of_transformers(right):
     folder, _ = right
     source = open_source(folder)
     tokens = probe_tokens(CONTRACT, TextTokenizer.from_file(folder), PROBES[3])
-    theirs = readers.torch_states(folder, tokens)
+    with torch_here():
+        theirs = readers.torch_states(folder, tokens)
     assert theirs is not None and len(theirs) == 3
     ours = list(layers.states(source.spec, source.params, tokens))
     assert layers.first_difference(ours, theirs) is None
@@ -271,18 +275,19 @@ def test_layers_agree_with_those_of_transformers(right):
     assert layers.first_difference(ours, theirs) == "the embeddings (hidden states by up to nan)"
 
 
-def test_a_bfloat16_truncated_folder_in_shards(tmp_path, right):
+def test_a_bfloat16_truncated_folder_in_shards(tmp_path):
     """What is stored is exact, what is computed in bfloat16 near the encoder as trained."""
     storage = Storage(dtype="bfloat16", shard_bytes=200_000, truncate_dim=6)
     params = calm_params()
     stored = storage.stored(params)
     trained = embedder_of(params)
-    certificate = write_certified(
-        tmp_path / "out",
-        **options(embed=trained.encode, params=params),
-        embed_stored=embedder_of(stored).encode,
-        storage=storage,
-    )
+    with torch_here():
+        certificate = write_certified(
+            tmp_path / "out",
+            **options(embed=trained.encode, params=params),
+            embed_stored=embedder_of(stored).encode,
+            storage=storage,
+        )
     assert certificate.passed and certificate.reader.startswith("sentence-transformers ")
     assert certificate.dimension == 6 and certificate.dtype == "bfloat16"
     assert certificate.max_difference <= 1e-5 < certificate.as_loaded_difference

@@ -86,7 +86,7 @@ def _loss_allowed(cell: Cell) -> bool:
 
 LOSS = Matrix(
     {
-        "devices": ("1", "2", "4", "8"),
+        "devices": ("1", "2", "8"),
         "form": ("dense", "tiled", "candidates"),
         "dtype": ("float32", "bfloat16"),
         "positives": ("one", "several"),
@@ -101,7 +101,7 @@ LOSS = Matrix(
 )
 STEP = Matrix(
     {
-        "devices": ("1", "2", "4", "8"),
+        "devices": ("1", "2", "8"),
         "microbatches": ("one", "many"),
         "rows": ("packed", "padded"),
         "passes": ("one", "two"),

@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec as P
 from arcticjax.losses import DistillationSums, kl_divergence, margin_mse
 from tests.losses.problems import as_float64, error, normalise
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 POSITIVES = 2  # of the candidates' places, the rest are negatives
 
 

@@ -23,6 +23,8 @@ from tests.losses.problems import (
     tiled,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 BOTH = pytest.mark.parametrize("function", [dense, tiled], ids=["dense", "tiled"])
 
 

@@ -13,6 +13,8 @@ import pytest
 from arcticjax.losses import Contrast, Guide, Labels, LossSums, dense_infonce, tiled_infonce
 from tests.losses.problems import error, normalise, reference
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 ROWS, COLUMNS, WIDTH, SLOTS = 11, 19, 12, 2
 SIZES = [(12, 0.5), (4, 0.25), (7, 0.3)]
 
@@ -46,8 +48,8 @@ def make_problem(seed, contrasts=2):
     return texts(rng, ROWS), texts(rng, COLUMNS), labels, more, guide
 
 
-def gradients(function, queries, documents, labels, *, contrasts, guide, temperature, **options):
-    """((loss, sums), gradients) of all embeddings and the temperature, compiled."""
+def gradients(function, queries, documents, labels, *, contrasts, guide, **options):
+    """temperature -> ((loss, sums), gradients) of all embeddings and the temperature, compiled."""
 
     @jax.jit
     @partial(jax.value_and_grad, argnums=(0, 1, 2, 3), has_aux=True)
@@ -65,7 +67,7 @@ def gradients(function, queries, documents, labels, *, contrasts, guide, tempera
         return sums.loss, sums
 
     pairs = [(contrast.rows_bD, contrast.columns_TD) for contrast in contrasts]
-    return one(queries, documents, pairs, jnp.float32(temperature))
+    return lambda temperature: one(queries, documents, pairs, jnp.float32(temperature))
 
 
 OPTIONS = {
@@ -81,31 +83,35 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize("temperature", [0.05, 0.5])
-def test_tiled_and_dense_equal_the_reference(name, temperature):
+def test_tiled_and_dense_equal_the_reference(name):
     options = dict(OPTIONS[name])
-    queries, documents, labels, contrasts, guide = make_problem(3, options.pop("contrasts", 0))
+    *texts, contrasts, guide = make_problem(3, options.pop("contrasts", 0))
     guide = guide if options.pop("guide", False) else None
     if guide is None:
         contrasts = [contrast._replace(guide=None) for contrast in contrasts]
-    problem = {"temperature": temperature, "contrasts": contrasts, "guide": guide}
-    wanted = reference(queries, documents, labels, **problem, **options)
-    assert wanted.sums["loss"] > 0.5
-    assert wanted.closest > 1e-5  # rounding decides nothing
-    for function in (dense_infonce, partial(tiled_infonce, tile=8, row_block=4)):
-        (_, sums), found = gradients(function, queries, documents, labels, **problem, **options)
-        for field in LossSums._fields:
-            assert float(getattr(sums, field)) == pytest.approx(
-                wanted.sums[field], rel=1e-5, abs=1e-5
-            ), field
-        pairs = [
-            (found[:2], wanted.gradients),
-            *zip(found[2], wanted.contrast_gradients, strict=True),
-        ]
-        for some, expected in pairs:
-            assert error(some[0], expected[0]) <= 1e-5
-            assert error(some[1], expected[1]) <= 1e-5
-        assert float(found[3]) == pytest.approx(wanted.temperature_gradient, rel=1e-5)
+    options |= {"contrasts": contrasts, "guide": guide}
+    compiled = [
+        gradients(function, *texts, **options)
+        for function in (dense_infonce, partial(tiled_infonce, tile=8, row_block=4))
+    ]
+    for temperature in (0.05, 0.5):
+        wanted = reference(*texts, temperature=temperature, **options)
+        assert wanted.sums["loss"] > 0.5
+        assert wanted.closest > 1e-5  # rounding decides nothing
+        for program in compiled:
+            (_, sums), found = program(temperature)
+            for field in LossSums._fields:
+                assert float(getattr(sums, field)) == pytest.approx(
+                    wanted.sums[field], rel=1e-5, abs=1e-5
+                ), field
+            pairs = [
+                (found[:2], wanted.gradients),
+                *zip(found[2], wanted.contrast_gradients, strict=True),
+            ]
+            for some, expected in pairs:
+                assert error(some[0], expected[0]) <= 1e-5
+                assert error(some[1], expected[1]) <= 1e-5
+            assert float(found[3]) == pytest.approx(wanted.temperature_gradient, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["contrasts", "margin", "guide", "sizes"])
@@ -143,7 +149,7 @@ def whole_matrix(queries, documents, labels, options):
 
 
 @hypothesis.settings(max_examples=15, deadline=None, derandomize=True, database=None)
-@hypothesis.given(seed=st.integers(0, 2**32 - 1), tile=st.sampled_from([3, 10, 64]))
+@hypothesis.given(seed=st.integers(0, 2**32 - 1), tile=st.sampled_from([3, 64]))
 def test_any_tile(seed, tile):
     queries, documents, labels, contrasts, guide = make_problem(seed)
     options = {

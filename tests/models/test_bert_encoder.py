@@ -19,6 +19,8 @@ from arcticjax.models.packing import segments_and_positions
 from arcticjax.models.resolve import resolve
 from arcticjax.models.spec import POOLINGS, PRESETS, ModelSpec, parameter_shapes
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 SPEC = ModelSpec(
     vocab_size=60, hidden_size=32, num_layers=3, num_heads=4, intermediate_size=64, max_positions=24
 )

@@ -17,6 +17,9 @@ from arcticjax.plan.__main__ import main
 from arcticjax.step import activations
 from tests import tiny
 
+# What a plan tells from a compiled program does not hang on the optimisations left out.
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RECIPES = {
     "xs": "xs",
@@ -52,7 +55,7 @@ def run(config, *options, sets=()):
 
 
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory):
+def planned(tmp_path_factory, quick_compiler):
     """(plan as JSON, file) of a tiny run on eight devices, with its evaluation."""
     folder = tmp_path_factory.mktemp("plan")
     config = tiny.run_config(folder, **{"mesh.data": "auto"})

@@ -29,19 +29,20 @@ from tests import tiny
 PAIRS, TILE, WIDTH = 256, 96, tiny.SPEC.hidden_size
 
 
-def make(devices, *, pairs=PAIRS, layers=2, rows=2, tile=TILE, remat="none", dtype="float32"):
-    """The training program on so many devices."""
+def make(devices, *, pairs=PAIRS, layers=2, rows=2, tile=TILE, dtype="float32", **options):
+    """The training program on so many devices; `options` are of its `Encoding`."""
     mesh = meshes.make_mesh(devices)
     shapes = Shapes(devices, pairs, 32, rows, tiny.QUERY.longest, tiny.DOCUMENT.longest)
     encoder = Encoder(dataclasses.replace(tiny.SPEC, num_layers=layers))
     sharding = make_sharding({"params": encoder.abstract(), "loss": {}}, mesh)
-    encoding = steps.Encoding(encoder, "cls", jnp.dtype(dtype), remat=remat)
+    encoding = steps.Encoding(encoder, "cls", jnp.dtype(dtype), **options)
     objective = Objective(0.02, tile=tile)
     optimizer = optax.adamw(1e-4)
     step = steps.make_train_step(
         encoding, objective, shapes, sharding, optimizer, lambda step: 1e-4, 1.0
     )
-    return Program(encoding, objective, shapes, sharding, optimizer, step, kept=[])
+    kept = steps.kept_shapes(encoding, shapes, sharding)
+    return Program(encoding, objective, shapes, sharding, optimizer, step, kept)
 
 
 def lowered(devices, **options):

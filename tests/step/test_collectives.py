@@ -21,7 +21,7 @@ def compiled():
     """(options of the mesh, of the step) -> the collectives of the compiled step, the mesh and the
     parameters."""
     encoder = Encoder(tiny.SPEC)
-    params = jax.device_get(encoder.init(jax.random.key(0)))
+    params = tiny.weights()
     builder = tiny.builder(8)
 
     def one(data, fsdp, slices, **options):
@@ -45,10 +45,11 @@ def of_documents(found, mesh, shapes):
     ]
 
 
-@pytest.mark.parametrize("passes", ["one", "two"])
+@pytest.mark.parametrize("passes", [pytest.param("one", marks=pytest.mark.slow), "two"])
 def test_one_slice_and_whole_parameters(compiled, passes):
     """Documents once out and once back, labels once out, gradients once reduced and parameters once
-    put together; nothing inside a loop."""
+    put together; nothing inside a loop. By default, a plan's test counts those
+    of one pass (tests/plan/test_plan_command.py)."""
     found, mesh, params, shapes = compiled(8, 1, 1, passes=passes)
     leaves = len(jax.tree.leaves(params))
     assert not any(one.in_loop for one in found)
@@ -74,7 +75,9 @@ def test_one_slice_and_whole_parameters(compiled, passes):
     assert size["all-gather"] == size["reduce-scatter"] + places
 
 
-@pytest.mark.parametrize("passes, fsdp", [("one", 2), ("two", 4)])
+@pytest.mark.parametrize(
+    "passes, fsdp", [pytest.param("one", 2, marks=pytest.mark.slow), ("two", 4)]
+)
 def test_shared_matrices(compiled, passes, fsdp):
     """Inside loops only the layers' matrices move, between the devices that share them: gathered
     once a forward pass and once more for the backward, their gradients scattered once."""

@@ -17,7 +17,7 @@ CONTRACT = TextContract("river stone ", "", 12, 32, "mean")
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     encoder = Encoder(tiny.SPEC)
-    params = jax.device_get(encoder.init(jax.random.key(1)))
+    params = tiny.weights(seed=1)
     folder = tiny.tokenizer_folder(tmp_path_factory.mktemp("tokenizer"))
     return encoder, params, TextTokenizer.from_file(folder)
 

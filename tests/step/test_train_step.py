@@ -31,8 +31,8 @@ def encoder():
 
 
 @pytest.fixture(scope="module")
-def params(encoder):
-    return jax.device_get(encoder.init(jax.random.key(0)))
+def params():
+    return tiny.weights()
 
 
 @pytest.fixture(scope="module")
@@ -63,22 +63,43 @@ def plain(encoder, params):
     return one
 
 
+@pytest.fixture(scope="module")
+def one_device(encoder, params):
+    """(parameters) -> the mesh, a state, the step, which is compiled once, and its buffers."""
+    mesh, builder = meshes.make_mesh(1), tiny.builder(1)
+    with jax.set_mesh(mesh):
+        _, step, _ = make_step(encoder, params, builder, mesh)
+
+    def fresh(params=params):
+        with jax.set_mesh(mesh):
+            state, _, kept = make_step(encoder, params, builder, mesh)
+        return mesh, state, step, kept
+
+    return fresh
+
+
 @pytest.mark.parametrize(
     "devices, rows, options",
     [
-        (2, 4, {"remat": "dots"}),
-        (8, 1, {"remat": "full", "passes": "one"}),
-        (8, 1, {"slices": 2, "fsdp": 2}),
-        (8, 1, {"fsdp": 4, "passes": "one", "remat": "named"}),
+        (2, 4, {"remat": "full", "passes": "one"}),
+        (8, 1, {"remat": "dots", "slices": 2, "fsdp": 2}),
+        (8, 1, {"remat": "named", "fsdp": 4, "passes": "one"}),
     ],
     ids=str,
 )
 def test_loss_and_gradient_equal_the_plain_ones(encoder, params, plain, devices, rows, options):
-    """Batch after batch; more ways to take a step are in test_step_equivalence."""
+    """Batch after batch, and what the metrics count; more ways to take a step are in
+    test_step_equivalence."""
     builder = tiny.builder(devices, rows=rows)
     program = gradient_program(encoder, params, builder, devices, **options)
     for step in range(3):
         gradients, metrics = program(step)
+        arrays = builder(step).arrays
+        tokens, used = arrays["lengths"].sum(), arrays["microbatches"].max()
+        assert (metrics["tokens"], metrics["microbatches"]) == (tokens, used)
+        np.testing.assert_allclose(
+            metrics["fill"], tokens / (devices * used * rows * 32), rtol=1e-6
+        )
         loss, accuracy, wanted = plain(builder, step)
         assert 0.5 < loss < 10  # of order one: agreement says something
         np.testing.assert_allclose(metrics["loss"], loss, rtol=2e-6)
@@ -103,32 +124,12 @@ def test_what_is_kept_is_activations(encoder):
     assert least <= activations.buffer_bytes(kept) <= 1.25 * least
 
 
-def test_metrics_count_tokens_and_slots(encoder, params):
-    builder = tiny.builder(2)
-    host = builder(0)
-    _, metrics = gradient_program(encoder, params, builder, 2)(0)
-    tokens = host.arrays["lengths"].sum()
-    used = host.arrays["microbatches"].max()
-    assert metrics["tokens"] == tokens
-    assert metrics["microbatches"] == used
-    np.testing.assert_allclose(metrics["fill"], tokens / (2 * used * 2 * 32), rtol=1e-6)
-
-
-def test_bfloat16_stays_near_float32(encoder, params):
-    builder = tiny.builder(1)
-    exact, exact_metrics = gradient_program(encoder, params, builder, 1)(0)
-    coarse, coarse_metrics = gradient_program(encoder, params, builder, 1, dtype=jnp.bfloat16)(0)
-    assert abs(coarse_metrics["loss"] - exact_metrics["loss"]) < 0.02
-    difference = optax.tree.norm(jax.tree.map(jnp.subtract, exact, coarse))
-    assert 1e-4 < difference / optax.tree.norm(exact) < 0.05
-
-
 def test_the_state_is_the_same_on_every_mesh_and_cut_on_each(encoder, params):
     """Pieces stand in the order of the whole, so another mesh reads the same checkpoint; a device
     holds its share of the optimiser's two numbers a parameter and no more (ZeRO stage 1)."""
     builders = {1: tiny.builder(1), 8: tiny.builder(8)}
     wholes = []
-    for data, fsdp, slices in ((1, 1, 1), (2, 4, 1), (4, 2, 2)):
+    for data, fsdp, slices in ((1, 1, 1), (4, 2, 2)):
         mesh = meshes.make_mesh(data, fsdp, slices)
         builder = builders[data * fsdp]
         with jax.set_mesh(mesh):
@@ -150,11 +151,11 @@ def test_the_state_is_the_same_on_every_mesh_and_cut_on_each(encoder, params):
             for leaf in jax.tree.leaves(params)
         )
         assert own <= 8 * (numbers + padding) * slices / mesh.size
-    for other in wholes[1:]:
-        assert jax.tree.map(np.shape, other) == jax.tree.map(np.shape, wholes[0])
-        differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), wholes[0], other)
-        for path, difference in jax.tree_util.tree_leaves_with_path(differences):
-            assert difference < 1e-5, path
+    one, other = wholes
+    assert jax.tree.map(np.shape, other) == jax.tree.map(np.shape, one)
+    differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), one, other)
+    for path, difference in jax.tree_util.tree_leaves_with_path(differences):
+        assert difference < 1e-5, path
 
 
 def test_gradients_are_clipped_by_their_global_norm(encoder, params):
@@ -162,15 +163,18 @@ def test_gradients_are_clipped_by_their_global_norm(encoder, params):
     mesh = meshes.make_mesh(8)
     builder = tiny.builder(8)
     batch = meshes.host_to_global(mesh, builder(0).arrays)
+    parts, kept = make_parts(encoder, builder, mesh)
+    optimizer = optax.sgd(1.0)
+
+    @jax.jit
+    def step(clip_norm, *arguments):  # compiled once for both norms
+        return steps.make_train_step(*parts, optimizer, lambda step: 1.0, clip_norm)(*arguments)
+
     changes = {}
     for clip_norm in (1e9, 0.25):
         with jax.set_mesh(mesh):
-            parts, kept = make_parts(encoder, builder, mesh)
-            optimizer = optax.sgd(1.0)
-            arrays = {"params": params, "loss": {}}
-            state = states.init_state(arrays, optimizer, parts[-1])
-            step = steps.make_train_step(*parts, optimizer, lambda step: 1.0, clip_norm)
-            state, _, metrics = jax.jit(step)(state, kept, batch)
+            state = states.init_state({"params": params, "loss": {}}, optimizer, parts[-1])
+            state, _, metrics = step(clip_norm, state, kept, batch)
         changes[clip_norm] = jax.tree.map(np.subtract, jax.device_get(state["params"]), params)
         assert float(metrics["gradient_norm"]) > 0.5
     free = float(optax.tree.norm(changes[1e9]))
@@ -178,11 +182,10 @@ def test_gradients_are_clipped_by_their_global_norm(encoder, params):
     assert float(optax.tree.norm(changes[0.25])) == pytest.approx(0.25, rel=1e-5)
 
 
-def test_training_lowers_the_loss(encoder, params):
-    mesh = meshes.make_mesh(1)
+def test_training_lowers_the_loss(one_device):
+    mesh, state, step, kept = one_device()
     builder = tiny.builder(1, views=[tiny.memory_view("one", 0, records=32, shared=0.0)])
     with jax.set_mesh(mesh):
-        state, step, kept = make_step(encoder, params, builder, mesh)
         losses = []
         for number in range(60):
             batch = meshes.host_to_global(mesh, builder(number).arrays)
@@ -192,11 +195,10 @@ def test_training_lowers_the_loss(encoder, params):
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_one_program_serves_all_sources(encoder, params):
-    mesh = meshes.make_mesh(1)
+def test_one_program_serves_all_sources(one_device):
+    mesh, state, step, kept = one_device()
     builder = tiny.builder(1)
     with jax.set_mesh(mesh):
-        state, step, kept = make_step(encoder, params, builder, mesh)
         sources = set()
         for number in range(6):
             host = builder(number)
@@ -206,13 +208,12 @@ def test_one_program_serves_all_sources(encoder, params):
     assert step._cache_size() == 1
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing(encoder, params):
-    mesh = meshes.make_mesh(1)
+def test_a_gradient_that_is_not_finite_changes_nothing(one_device, params):
     builder = tiny.builder(1)
     broken = jax.tree.map(np.copy, params)
     broken["embeddings"]["token"][20] = np.nan
+    mesh, state, step, kept = one_device(broken)
     with jax.set_mesh(mesh):
-        state, step, kept = make_step(encoder, broken, builder, mesh)
         before = jax.device_get(state)
         state, _, metrics = step(state, kept, meshes.host_to_global(mesh, builder(0).arrays))
     assert not metrics["finite"]

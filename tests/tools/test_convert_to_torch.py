@@ -22,11 +22,13 @@ from arcticjax.models.resolve import resolve
 from arcticjax.models.spec import ModelSpec, parameter_shapes
 from arcticjax.step import embedder as embedder_module
 from tests import tiny
+from tests.torch_here import torch_here
 from tools.convert_to_torch.__main__ import main
 
 TOKENIZER = resolve("sentence-transformers/all-MiniLM-L6-v2")
 SPEC = ModelSpec(hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_positions=64)
 CONTRACT = TextContract("query: ", "", 16, 32, "cls")
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 TORCH_VECTORS = readers.torch_vectors
 
 
@@ -272,7 +274,8 @@ def test_a_sentence_transformers_folder_becomes_a_start(tmp_path, monkeypatch, c
     monkeypatch.setattr(readers, "torch_vectors", TORCH_VECTORS)
     output = tmp_path / "start"
     name = "sentence-transformers/all-MiniLM-L6-v2"
-    assert main(["--reverse", "--checkpoint", name, "--output", str(output)]) == 0
+    with torch_here():
+        assert main(["--reverse", "--checkpoint", name, "--output", str(output)]) == 0
     assert "certified by arcticjax" in capsys.readouterr().out
     assert same_weights(output, load_pretrained(name).params)
     stored = json.loads((output / "certificate.json").read_text())

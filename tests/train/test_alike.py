@@ -68,8 +68,10 @@ def test_processes_with_another_config_stop_before_anything_else(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_processes_with_other_data_stop_before_training(tmp_path):
-    """Paths are relative, and each process stands in its own folder."""
+    """Paths are relative, and each process stands in its own folder. By default, test_train_devices
+    sees that the data is compared, and the test above that what differs stops all processes."""
     folders = [tmp_path / "one", tmp_path / "two"]
     for seed, folder in enumerate(folders):
         folder.mkdir()

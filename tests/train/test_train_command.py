@@ -1,5 +1,6 @@
 """The training command on a tiny model: from a config file to scores, plots and an export."""
 
+import dataclasses
 import io
 import json
 import logging
@@ -14,22 +15,25 @@ from arcticjax.checkpoint.store import CheckpointStore
 from arcticjax.config import load_config
 from arcticjax.export import readers
 from arcticjax.models.pretrained import load_pretrained
+from arcticjax.models.spec import PRESETS
 from arcticjax.models.tokenizer import TextTokenizer
 from arcticjax.parallel import command as processes
 from arcticjax.parallel import compilation_cache
 from arcticjax.train import __main__ as command
 from arcticjax.train.loop import Loop
 from tests import tiny
-from tests.train.running import BARE, finish, lines, same, start, train, weights
+from tests.torch_here import torch_here
+from tests.train.running import BARE, lines, same, train, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A finished run of eight steps, by the command."""
+    """A finished run of eight steps."""
     folder = tmp_path_factory.mktemp("done")
-    finish(start(tiny.run_config(folder)))
+    with torch_here():
+        train(tiny.run_config(folder))
     return folder
 
 
@@ -67,10 +71,10 @@ def test_a_run_leaves_what_the_documentation_promises(done):
     assert json.loads((run / "export" / "certificate.json").read_text())["passed"]
 
 
-def test_a_finished_run_is_left_as_it_is(done):
+def test_a_finished_run_is_left_as_it_is(done, capsys):
     before = (done / "run" / "result.json").stat().st_mtime_ns
-    output = finish(start(done / "config.yaml"))
-    assert "finished at step 8" in output
+    train(done / "config.yaml")
+    assert "finished at step 8" in capsys.readouterr().out
     assert (done / "run" / "result.json").stat().st_mtime_ns == before
 
 
@@ -126,7 +130,9 @@ def test_the_first_layers_can_be_kept_and_bfloat16_exports_exactly(tmp_path, mon
     assert load_pretrained(tmp_path / "run" / "export").spec.num_layers == 1
 
 
-def test_a_preset_starts_from_random_weights(tmp_path):
+def test_a_preset_starts_from_random_weights(tmp_path, monkeypatch):
+    small = {"vocab_size": 120, "hidden_size": 32, "num_heads": 4, "intermediate_size": 64}
+    monkeypatch.setitem(PRESETS, "xs", dataclasses.replace(PRESETS["xs"], **small))
     folder = tmp_path / "words"
     tiny.tokenizer_folder(folder)
     file = tiny.run_config(
@@ -142,12 +148,12 @@ def test_a_preset_starts_from_random_weights(tmp_path):
     train(file)
     meta = CheckpointStore(tmp_path / "run" / "checkpoints").read_meta()
     assert meta["model"]["spec"]["num_hidden_layers"] == 6
+    assert meta["model"]["spec"]["hidden_size"] == 32
     assert meta["contract"]["pooling"] == "cls"
 
 
 def test_numbers_that_are_not_finite_stop_the_run_and_name_the_pairs(tmp_path):
     file = tiny.run_config(tmp_path, **BARE)
-    train(file, "run.directory=" + str(tmp_path / "fine"), "train.total_steps=3")
     with pytest.raises(
         errors.NumericsError, match=r"step \d: .*source '[ab]', records \d+.*not applied"
     ):

@@ -13,7 +13,10 @@ from tests.train.running import BARE, finish, losses, same, start, weights
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 # Steps take milliseconds: enough of them to be interrupted in the middle.
-LONG = {"train.total_steps": 120, "checkpoint.save_every_steps": 20, **BARE}
+STEPS = 200
+LONG = {
+    "train.total_steps": STEPS, "checkpoint.save_every_steps": 20, "evaluation.tasks": [], **BARE
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -26,54 +29,26 @@ def straight(tmp_path_factory):
 
 def begun_at(output: str) -> int:
     """The step that a run says it begins after."""
-    return int(re.search(r"steps +(\d+) of 120 done", output)[1])
+    return int(re.search(rf"steps +(\d+) of {STEPS} done", output)[1])
 
 
-def test_a_killed_run_resumes_bit_for_bit(straight, tmp_path):
-    """SIGKILL as soon as some random step is reported; the same command then gives the straight
-    run's bits."""
-    kill_at = random.randrange(10, 100)
-    print("killed at step", kill_at)
+def send(sign, process, folder, step):
+    """Sends a signal as soon as a step is reported."""
+    metrics = folder / "run" / "metrics.jsonl"
+    while process.poll() is None:
+        if metrics.exists() and metrics.read_bytes().count(b"\n") >= step:
+            process.send_signal(sign)
+            break
+        time.sleep(0.002)
+
+
+def test_a_run_stopped_in_every_way_resumes_bit_for_bit(straight, tmp_path):
+    """Told to stop before its first step and then in the middle, killed at some random step; the
+    same command each time, and the last one compiles anew, as on another machine."""
     file = tiny.run_config(tmp_path, **LONG)
     process = start(file)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    while process.poll() is None:
-        if metrics.exists() and metrics.read_bytes().count(b"\n") >= kill_at:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.002)
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
-    # Compiled anew, as on another machine.
-    output = finish(start(file, environment={"JAX_ENABLE_COMPILATION_CACHE": "0"}))
-    if kill_at > 60:  # the save of step 20 has long been done
-        assert begun_at(output) >= 20
-    assert losses(tmp_path) == losses(straight)
-    assert same(weights(tmp_path), weights(straight))
-
-
-def test_a_terminated_run_saves_exits_42_and_resumes_bit_for_bit(straight, tmp_path):
-    file = tiny.run_config(tmp_path, **LONG | {"checkpoint.save_every_steps": 1000})
-    process = start(file)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    while process.poll() is None:
-        if metrics.exists() and metrics.read_bytes().count(b"\n") >= 30:
-            process.send_signal(signal.SIGTERM)
-            break
-        time.sleep(0.002)
-    output = finish(process, 42)
-    saved = re.search(r"asked to stop: saved step (\d+) of 120", output.splitlines()[-1])
-    assert saved and 30 <= int(saved[1]) < 120
-    assert begun_at(finish(start(file))) == int(saved[1])
-    assert losses(tmp_path) == losses(straight)
-    assert same(weights(tmp_path), weights(straight))
-
-
-def test_a_run_terminated_before_its_first_step_exits_42_and_begins_anew(tmp_path):
-    file = tiny.run_config(tmp_path, **{"train.total_steps": 3}, **BARE)
-    process = start(file)
     said = ""
-    while "compiles" not in said:  # before the first step there is compiling and an evaluation
+    while "compiles" not in said:  # before the first step
         line = process.stdout.readline()
         assert line, said
         said += line
@@ -84,4 +59,22 @@ def test_a_run_terminated_before_its_first_step_exits_42_and_begins_anew(tmp_pat
         "begins at step 0"
     )
     assert not (tmp_path / "run" / "run.lock").exists()
-    finish(start(file))
+
+    process = start(file)
+    send(signal.SIGTERM, process, tmp_path, 10)
+    output = finish(process, 42)
+    assert begun_at(output) == 0
+    saved = re.search(rf"asked to stop: saved step (\d+) of {STEPS}", output.splitlines()[-1])
+    assert saved and 10 <= int(saved[1]) < 150
+
+    kill_at = random.randrange(int(saved[1]) + 1, 170)
+    print("killed at step", kill_at)
+    process = start(file)
+    send(signal.SIGKILL, process, tmp_path, kill_at)
+    output = finish(process, -signal.SIGKILL)
+    assert begun_at(output) == int(saved[1])
+
+    output = finish(start(file, environment={"JAX_ENABLE_COMPILATION_CACHE": "0"}))
+    assert begun_at(output) >= int(saved[1])
+    assert losses(tmp_path) == losses(straight)
+    assert same(weights(tmp_path), weights(straight))
