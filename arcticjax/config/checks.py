@@ -261,6 +261,12 @@ def _own_documents_only(config: Any) -> Iterator[Problem]:
                 "takes negatives from the whole batch, which in_batch_negatives: false rules out; "
                 "set one of the two otherwise",
             )
+    if loss.guide is not None:
+        yield (
+            ("loss", "guide"),
+            "looks for false negatives in the whole batch, which in_batch_negatives: false rules "
+            "out; cut a query's own negatives by data.negatives.thresholds, or set it true",
+        )
 
 
 def _frozen(config: Any) -> Iterator[Problem]:

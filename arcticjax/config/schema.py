@@ -244,6 +244,23 @@ class DistillationConfig(Section):
     )
 
 
+class GuideConfig(Section):
+    model: Text = Field(
+        description="Frozen encoder that reads the same tokens: a run directory, a model folder or "
+        "a hub name. Its tokenizer is that of the trained model; prompts and lengths are the run's."
+    )
+    pooling: Pooling | None = Field(
+        default=None,
+        description="How its token vectors become one vector; for a plain Hugging Face folder, "
+        "which does not state it. null: its own.",
+    )
+    margin: Annotated[float, Field(ge=-2, le=2)] = Field(
+        default=0.0,
+        description="A text is left out that is nearer to the query than the query's positive by "
+        "more than this, by the guide's cosines; below 0 also what is a little less near.",
+    )
+
+
 class LossConfig(Section):
     temperature: PositiveNumber = Field(
         default=0.02, description="Cosine similarities are divided by this before the softmax."
@@ -288,6 +305,11 @@ class LossConfig(Section):
         default=None,
         description="A document whose cosine with a query exceeds that of the query's positive by "
         "more than this is taken for a false negative and left out. null: none is.",
+    )
+    guide: GuideConfig | None = Field(
+        default=None,
+        description="Also leave out negatives that another model finds nearer to the query than "
+        "its positive; see loss.guide.*. null: no.",
     )
     gather: Literal["float32", "bfloat16"] = Field(
         default="float32",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from arcticjax.checkpoint.store import CheckpointStore
@@ -45,6 +49,16 @@ class Source:
     step: int | None = None
     name: str | None = None
     averaged: str | None = None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the weights as loaded, with their names and shapes, in hex."""
+        digest = hashlib.sha256()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
+            array = np.ascontiguousarray(leaf)
+            digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+            digest.update(array.view(np.uint8).data)
+        return digest.hexdigest()
 
 
 def open_source(

@@ -66,6 +66,7 @@ class _Options(NamedTuple):
     sizes: tuple[int, ...]
     weights: tuple[float, ...]
     margin: float | None
+    guide_margin: float
 
 
 def tiled_infonce(
@@ -80,6 +81,7 @@ def tiled_infonce(
     contrasts: Sequence[Contrast] = (),
     margin: float | None = None,
     guide: Guide | None = None,
+    guide_margin: float = 0.0,
 ) -> LossSums:
     """InfoNCE sums of this device's queries against all documents, `tile` columns at a time.
 
@@ -89,7 +91,8 @@ def tiled_infonce(
     contrasts: further negatives of each row.
     margin: a column whose cosine exceeds that of the row's lowest positive by more than this is
         taken for a false negative and left out (cosines, so that signs do not matter).
-    guide: leaves out columns by the cosines of another model in the same way, with no margin.
+    guide: leaves out columns by the cosines of another model in the same way, with a margin of its
+        own, `guide_margin`.
 
     Scores, logsumexp and gradient sums are fp32. fp32 inputs are multiplied at full precision on
     every backend (a TPU would otherwise round them to bf16); bf16 inputs are multiplied as bf16
@@ -108,7 +111,8 @@ def tiled_infonce(
         raise ValueError(f"tile and row_block must be at least 1, got {tile} and {row_block}")
     tile = min(tile, max(contrast.columns_TD.shape[0] for contrast in contrasts))
     at_once = row_block or max(1, SCORES_AT_ONCE // (tile * len(numbers)))
-    options = _Options(tile, min(at_once, queries_bD.shape[0]), numbers, weights, margin)
+    rows = min(at_once, queries_bD.shape[0])
+    options = _Options(tile, rows, numbers, weights, margin, guide_margin)
     # One varying type for all, so that the rules below need no care for devices; where something
     # replicated comes in, the transpose of this cast adds the devices' gradients.
     contrasts, temperature, labels = _vary_alike(
@@ -129,7 +133,7 @@ def _forward(embeddings, temperature, fixed, options: _Options):
     first = contrasts[0]
     cosines_KbP = positive_cosines(first, labels.positives_bP, options.sizes)
     positives_KbP = cosines_KbP / temperature
-    limits = _limits(first, labels.positives_bP, cosines_KbP[-1], options.margin)
+    limits = _limits(first, labels.positives_bP, cosines_KbP[-1], options)
     largest_Kb, total_Kb = _row_statistics(first, labels, temperature, limits, options, True)
     largest_of_documents_b = largest_Kb[-1]
     contested_by_documents_b = total_Kb[-1] != 0  # also true of NaN, which must reach the loss
@@ -327,16 +331,16 @@ def _gradients(
     )
 
 
-def _limits(first: Contrast, positives_bP, cosines_bP, margin: float | None):
+def _limits(first: Contrast, positives_bP, cosines_bP, options: _Options):
     """Cosines above which a column is no negative of a row, by the model and by the guide."""
     limits_b, guide_limits_b = None, None
-    if margin is not None:
-        limits_b = lowest_positive(cosines_bP, positives_bP) + margin
+    if options.margin is not None:
+        limits_b = lowest_positive(cosines_bP, positives_bP) + options.margin
     if first.guide is not None:
         guide = Contrast(*first.guide, first.column_groups_T)
         width = first.guide.rows_bG.shape[1]
         guided_bP = positive_cosines(guide, positives_bP, (width,))[0]
-        guide_limits_b = lowest_positive(guided_bP, positives_bP)
+        guide_limits_b = lowest_positive(guided_bP, positives_bP) + options.guide_margin
     return limits_b, guide_limits_b
 
 

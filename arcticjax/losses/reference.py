@@ -20,6 +20,7 @@ def dense_infonce(
     contrasts: Sequence[Contrast] = (),
     margin: float | None = None,
     guide: Guide | None = None,
+    guide_margin: float = 0.0,
 ) -> LossSums:
     """The sums of `tiled_infonce`, differentiated by JAX; holds b * T numbers several times."""
     temperature = jnp.asarray(temperature, jnp.float32)
@@ -37,7 +38,7 @@ def dense_infonce(
         limits_b = _lowest(jax.lax.stop_gradient(positive_bP), positives_bP) + margin
     if guide is not None:
         guided_bP = _of_positives(_cosines(*guide, guide.rows_bG.shape[1]), positives_bP)
-        guide_limits_b = _lowest(guided_bP, positives_bP)
+        guide_limits_b = _lowest(guided_bP, positives_bP) + guide_margin
 
     negative_bC = []
     for contrast in all_contrasts:

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 
 from arcticjax.config import MineConfig
 from arcticjax.config.checks import nearest
-from arcticjax.data.layout import round_up
 from arcticjax.errors import ConfigError
-from arcticjax.mine.search import FLOAT_BYTES, fitting
 from arcticjax.models.spec import ModelSpec
 from arcticjax.parallel.chips import CHIPS, Chip
-from arcticjax.step.search import QUERY_BLOCK, TILE
+from arcticjax.step.search import FLOAT_BYTES, QUERY_BLOCK, cut_block, fitting
 
 GB = 1e9
 # A product of float32 numbers to float32 accuracy is this many products of bfloat16 numbers.
@@ -95,8 +93,7 @@ def make_plan(
     efficiency = efficiency or (0.5 if width >= 768 else 0.35)
     block = min(documents, config.document_block or fitting(chip.hbm_bytes, width, chips))
     blocks = math.ceil(documents / block)
-    tile = min(TILE, round_up(block, 8))
-    share = round_up(math.ceil(block / chips), tile)
+    share, tile = cut_block(block, documents, chips)
 
     tokens = queries * lengths[0] + documents * lengths[1]
     # A token's forward pass: 4 h^2 + 2 h f multiply-adds a layer for the matrices, and 2 S h for

@@ -29,9 +29,7 @@ from arcticjax.mine.inputs import Pool
 from arcticjax.mine.vectors import Vectors
 from arcticjax.parallel import distributed
 from arcticjax.parallel import mesh as meshes
-from arcticjax.step.search import QUERY_BLOCK, TILE, make_search
-
-FLOAT_BYTES = 4
+from arcticjax.step.search import QUERY_BLOCK, cut_block, fitting, make_search
 
 
 def block_size(wanted: int | None, total: int, dimension: int, devices: int) -> int:
@@ -47,11 +45,6 @@ def block_size(wanted: int | None, total: int, dimension: int, devices: int) -> 
         return min(total, fitting(memory, dimension, devices))
 
     return from_primary(choose)
-
-
-def fitting(memory: int, dimension: int, devices: int) -> int:
-    """Documents whose vectors take half of the devices' memory, `memory` bytes each."""
-    return max(1, devices * (memory // 2) // (FLOAT_BYTES * dimension))
 
 
 @dataclass(frozen=True)
@@ -118,10 +111,7 @@ class Search:
         """A block of documents on the devices: from places of queries to scores float32 [Q, K] and
         places of documents int64 [Q, K]."""
         devices = self.mesh.devices.size
-        # Both sizes are those of a full block, so that all blocks share one program. The tile does
-        # not depend on devices or blocks: a score's last bit may depend on the product's shape.
-        tile = min(TILE, round_up(len(self.documents), 8))
-        share = round_up(-(-self.block // devices), tile)
+        share, tile = cut_block(self.block, len(self.documents), devices)
         width = self.documents.shape[1]
 
         def part(index: Any) -> np.ndarray:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,20 +53,9 @@ def load_teacher(config: MineConfig) -> Teacher:
     tokenizer = TextTokenizer.from_file(source.tokenizer_folder)
     for prompt in (contract.query_prompt, contract.document_prompt):
         tokenizer.encode_prompt(prompt)
-    return Teacher(
-        dataclasses.replace(source, contract=contract), tokenizer, _digest(source.params)
-    )
+    return Teacher(dataclasses.replace(source, contract=contract), tokenizer, source.sha256)
 
 
 def size(source: Source) -> int:
     """Numbers in the weights."""
     return sum(np.size(leaf) for leaf in jax.tree.leaves(source.params))
-
-
-def _digest(params: Any) -> str:
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.view(np.uint8).data)
-    return digest.hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -129,6 +130,16 @@ class TextTokenizer:
                     f"not tokenised as the prompt followed by {text!r}; end the prompt with a space"
                 )
         return ids
+
+    def same_tokens(self, other: TextTokenizer) -> bool:
+        """Whether both give the same ids: vocabulary, special tokens, and how texts are split, as
+        far as a few texts show. How files say to cut or pad makes no difference."""
+
+        def of(one: TextTokenizer) -> tuple[Any, ...]:
+            split = [ids.tolist() for ids in one.encode(_PROBE_TEXTS)]
+            return one.start_id, one.end_id, split, one._tokenizer.get_vocab()
+
+        return of(self) == of(other)
 
     def special_tokens(self) -> dict[str, str]:
         """The special tokens as written, by the names that transformers gives them; known ones

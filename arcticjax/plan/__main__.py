@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from arcticjax import config as configs
 from arcticjax import errors
@@ -29,6 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--config", required=True, metavar="FILE", help="YAML file that describes the run"
+    )
+    parser.add_argument(
+        "--mine",
+        metavar="QUERIES/DOCUMENTS",
+        help="FILE describes mining (python -m arcticjax.mine): compile what it runs for so many, "
+        "such as 1e6/1e7",
     )
     parser.add_argument(
         "--topology",
@@ -63,24 +70,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="replace a field of the config, for example train.global_batch=32768; may be repeated",
     )
     options = parser.parse_args(arguments)
-    config = configs.load_config(options.config, options.set)
     target = topology.parse(options.topology)
     lengths = _lengths(options.lengths)
     if options.efficiency is not None and not 0 < options.efficiency <= 1:
         raise errors.ConfigError(f"--efficiency: {options.efficiency} is not in (0, 1]")
     if options.json and not Path(options.json).absolute().parent.is_dir():
         raise errors.ConfigError(f"--json: no folder {Path(options.json).absolute().parent}")
+    written = _mine(options, target) if options.mine else _train(options, target, lengths)
+    if options.json:
+        _write(Path(options.json), written)
+    return 0
 
+
+def _train(
+    options: argparse.Namespace, target: topology.Target, lengths: tuple[float, float] | None
+) -> dict[str, Any]:
+    """Plans training and says so; what `--json` holds."""
+    config = configs.load_config(options.config, options.set)
     # Only now: --help and a wrong config should not wait for jax, and it reads its environment
     # when it starts.
     topology.prepare_environment(target)
     from arcticjax.plan import fit, report
     from arcticjax.plan.planner import Planner
 
-    if target.name == "local":
-        from arcticjax.parallel import distributed
-
-        distributed.start(config.mesh.platform, config.mesh.policy)
+    _start(config, target)
     planner = Planner(target, lengths=lengths, efficiency=options.efficiency)
     plan = planner.plan(config)
     print(report.to_text(plan, options.config), flush=True)
@@ -104,24 +117,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif options.fit:
         written["fit"] = {"changes": [], "plan": None}
         print("fits by  no change")
-    if options.json:
-        _write(Path(options.json), written)
-    return 0
+    return written
+
+
+def _mine(options: argparse.Namespace, target: topology.Target) -> dict[str, Any]:
+    """Plans mining and says so; what `--json` holds."""
+    counts = _pair(options.mine, "--mine", "two counts such as 1e6/1e7", 1)
+    config = configs.load(configs.MineConfig, options.config, options.set)
+    if options.lengths or options.efficiency:
+        raise errors.ConfigError(
+            "--lengths, --efficiency: have no effect with --mine, which projects no time; see "
+            "python -m arcticjax.mine --plan"
+        )
+    topology.prepare_environment(target)
+    from arcticjax.plan import mining
+
+    _start(config, target)
+
+    def plan_it(config: configs.MineConfig) -> mining.MiningPlan:
+        return mining.plan_mining(config, target, int(counts[0]), int(counts[1]))
+
+    def load(settings: Sequence[str]) -> configs.MineConfig:
+        return configs.load(configs.MineConfig, options.config, [*options.set, *settings])
+
+    plan = plan_it(config)
+    print(mining.to_text(plan, options.config), flush=True)
+    written = mining.to_json(plan)
+    if not plan.fits and not options.fit:
+        print(f"try      --set document_block={-(-plan.block // 2)}")
+    elif options.fit:
+        found = ([], plan) if plan.fits else mining.fit(plan, load, plan_it, print)
+        written["fit"] = found and {
+            "changes": found[0],
+            "plan": mining.to_json(found[1]) if found[0] else None,
+        }
+        how = "nothing that was tried; take a larger slice"
+        if found is not None:
+            how = " ".join(f"--set {one}" for one in found[0]) or "no change"
+        print(f"fits by  {how}")
+    return written
+
+
+def _start(config: configs.RunConfig | configs.MineConfig, target: topology.Target) -> None:
+    if target.name == "local":
+        from arcticjax.parallel import distributed
+
+        distributed.start(config.mesh.platform, config.mesh.policy)
 
 
 def _lengths(text: str | None) -> tuple[float, float] | None:
     if text is None:
         return None
+    return _pair(
+        text, "--lengths", "QUERY/DOCUMENT, two means of 3 tokens or more such as 12/180", 3
+    )
+
+
+def _pair(text: str, flag: str, expected: str, least: float) -> tuple[float, float]:
     try:
-        query, document = (float(part) for part in text.split("/"))
+        left, right = (float(part) for part in text.split("/"))
     except ValueError:
-        query = document = math.nan
-    if not (3 <= query < math.inf and 3 <= document < math.inf):
-        raise errors.ConfigError(
-            f"--lengths: {text!r} is not QUERY/DOCUMENT, two means of 3 tokens or more such as "
-            "12/180"
-        )
-    return query, document
+        left = right = math.nan
+    if not (least <= left < math.inf and least <= right < math.inf):
+        raise errors.ConfigError(f"{flag}: {text!r} is not {expected}")
+    return left, right
 
 
 def _write(path: Path, content: object) -> None:

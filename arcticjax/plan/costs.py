@@ -85,10 +85,12 @@ def project(
     precision_bytes: int,
     state_bytes: int,
     efficiency: float | None = None,
+    guide: ModelSpec | None = None,
 ) -> Projection:
     """The projected time of a step on a slice.
 
-    state_bytes: parameters and optimiser of one device.
+    state_bytes: parameters and optimiser of one device. guide: a frozen encoder that goes over the
+    same rows once.
     """
     assert target.chip is not None
     chip = target.chip
@@ -102,11 +104,16 @@ def project(
     done = times * forward_flops(spec, slots, slots * shapes.row_length, windows=False)
     # Scores of a device's queries with all documents; the backward pass computes them again.
     done += 8.0 * shapes.pairs * documents * spec.hidden_size
+    moved = _ACTIVATION_TRIPS * activation_bytes(spec, shapes.row_length, precision_bytes) * slots
+    weights = spec.parameter_count() * (times * precision_bytes + 8)
+    if guide is not None:
+        done += forward_flops(guide, slots, slots * shapes.row_length, windows=False)
+        done += 4.0 * shapes.pairs * documents * guide.hidden_size
+        moved += 2 * activation_bytes(guide, shapes.row_length, precision_bytes) * slots
+        weights += 4 * guide.parameter_count()
     # float32 matrices take as many passes through the bfloat16 units as jax's HIGHEST asks: six.
     slower = 1 if precision_bytes == 2 else 6
     compute = done * slower / (chip.peak_flops * efficiency)
-    moved = _ACTIVATION_TRIPS * activation_bytes(spec, shapes.row_length, precision_bytes) * slots
-    weights = spec.parameter_count() * (times * precision_bytes + 8)
     memory = (moved + load.microbatches * weights + 2 * state_bytes) / chip.hbm_bandwidth
     sent = sum(
         _bytes_on_the_wire(one) * (load.microbatches * spec.num_layers if one.in_loop else 1)

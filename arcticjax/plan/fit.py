@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 
 from arcticjax import errors
@@ -19,13 +20,15 @@ def changes(plan: Plan, load: Load) -> Iterator[list[str]]:
 
     Smaller microbatches cost next to nothing, a second encoding a third more computing,
     recomputing layers as much again, shared parameters communication, and a smaller global batch
-    changes what is learned.
+    changes what is learned. Where the training step fits and scoring does not: what the run keeps
+    meanwhile, then the tasks that are too large.
 
-    load: the config with such settings, or a ConfigError. Nothing where the training step fits and
-    only scoring does not: its memory depends on none of them.
+    load: the config with such settings, or a ConfigError.
     """
-    if plan.train_fits:
-        return
+    yield from _of_scoring(plan, load) if plan.train_fits else _of_training(plan, load)
+
+
+def _of_training(plan: Plan, load: Load) -> Iterator[list[str]]:
     rows = [f"train.microbatch={2**power}" for power in reversed(range(_log2(plan.shapes.rows)))]
     yield from _accepted([[one] for one in rows], load)
     second: list[str] = []
@@ -46,22 +49,46 @@ def changes(plan: Plan, load: Load) -> Iterator[list[str]]:
         yield from _accepted([[*smallest, f"train.global_batch={batch}"]], load)
 
 
+def _of_scoring(plan: Plan, load: Load) -> Iterator[list[str]]:
+    second = ["train.passes=two"] if plan.passes == "one" else []
+    if second:
+        yield from _accepted([second], load)
+    tasks = [task for task in plan.config.evaluation.tasks if task not in plan.tasks_too_large]
+    if tasks == plan.config.evaluation.tasks:
+        tasks = []  # encoding is what is too large
+    fewer = [f"evaluation.tasks={json.dumps(tasks)}"]
+    if not tasks:
+        fewer += ["evaluation.every_steps=null", "evaluation.demo_queries=[]"]
+    yield from _accepted([fewer, [*second, *fewer]] if second else [fewer], load)
+
+
 def search(
     planner: Planner, plan: Plan, load: Load, say: Callable[[str], None]
 ) -> tuple[list[str], Plan] | None:
     """The first of `changes` that fits, and its plan; None if none of the first `MOST_TRIES` does.
 
-    say: told of every try.
+    A change with which the training step fits and scoring does not is followed by those that make
+    scoring fit. say: told of every try.
     """
-    for tried, settings in enumerate(changes(plan, load)):
-        if tried == MOST_TRIES:
-            break
-        found = planner.plan(load(settings), evaluation=False)
-        size = f"{found.memory_bytes / 2**30:.2f} GiB"
-        say(f"tried    {' '.join(settings)}: {size}, {'fits' if found.fits else 'does not fit'}")
-        if found.fits:
-            return settings, found
-    return None
+    settings, left = [], MOST_TRIES
+    while not plan.fits:
+        stage = plan.train_fits
+        for more in changes(plan, lambda some, settings=settings: load([*settings, *some])):
+            if not left:
+                return None
+            left -= 1
+            # What scoring takes does not matter before the step fits.
+            found = planner.plan(load([*settings, *more]), evaluation=stage)
+            size = f"{max(found.memory_bytes, found.evaluation_memory) / 2**30:.2f} GiB"
+            verdict = "fits" if found.fits else "does not fit"
+            say(f"tried    {' '.join([*settings, *more])}: {size}, {verdict}")
+            if found.fits:
+                settings = [*settings, *more]
+                plan = found if stage else planner.plan(load(settings))
+                break
+        else:
+            return None
+    return settings, plan
 
 
 def _accepted(candidates, load: Load) -> Iterator[list[str]]:

@@ -13,12 +13,11 @@ from jax.sharding import Mesh
 from arcticjax.config import RunConfig
 from arcticjax.data.layout import Shapes
 from arcticjax.parallel import mesh as meshes
-from arcticjax.plan import costs, topology, workload
+from arcticjax.plan import costs, retrieval, topology, workload
 from arcticjax.plan.compile import Compiled, compile_program, device_bytes
 from arcticjax.scoring import beir, retrieve
 from arcticjax.step import activations, embedder, search
 from arcticjax.step import program as programs
-from arcticjax.step.encode import make_encode
 
 # Documents of a retrieval task that is not on this machine.
 ASSUMED_DOCUMENTS = 100_000
@@ -30,7 +29,7 @@ class Plan:
 
     parts: the memory of the training step by what it holds. programs: every compiled program, as
     `result.json` of a run lists them, with its memory. projection: None where the target's limits
-    are not known.
+    are not known. evaluation_memory: of the largest program of scoring, beside what a run keeps.
     """
 
     target: topology.Target
@@ -62,6 +61,16 @@ class Plan:
     def train_fits(self) -> bool:
         """Whether the training step alone does."""
         return self.train.refused is None and self._has_room_for(self.memory_bytes)
+
+    @property
+    def tasks_too_large(self) -> list[str]:
+        """Tasks of the config whose search does not fit."""
+        searches = [one for one in self.programs if one["program"] == "search"]
+        return [
+            task
+            for task, one in zip(self.config.evaluation.tasks, searches, strict=False)
+            if one.get("refused") or not self._has_room_for(retrieval.needed([one]))
+        ]
 
     def _has_room_for(self, size: int) -> bool:
         return self.capacity is None or size <= self.capacity
@@ -104,9 +113,9 @@ class Planner:
         capacity = topology.memory(self.target)
         with jax.set_mesh(mesh):
             program, train = self._train_step(work, shapes, mesh, capacity)
-            listed = [{**program.announcement(), **_memory(train)}]
+            listed = [retrieval.entry(program.announcement(), train)]
             if evaluation and train.refused is None:
-                listed += self._evaluation(work, mesh)
+                listed += self._evaluation(work, mesh, program)
         if program.declined_bytes is not None:
             work.notes.append(
                 f"passes: two, because one would keep {program.declined_bytes / 2**30:.2f} GiB of "
@@ -127,6 +136,7 @@ class Planner:
                 precision_bytes=jnp.dtype(config.train.precision).itemsize,
                 state_bytes=state_bytes,
                 efficiency=self._efficiency,
+                guide=work.guide,
             )
         return Plan(
             target=self.target,
@@ -146,7 +156,7 @@ class Planner:
             notes=work.notes,
             shapes=shapes,
             passes=program.encoding.passes,
-            evaluation_memory=max((one["memory_bytes"] for one in listed[1:]), default=0),
+            evaluation_memory=retrieval.needed(listed[1:]),
         )
 
     def _train_step(
@@ -156,55 +166,53 @@ class Planner:
         optimizer = work.config.optimizer
         steps = work.total_steps or optimizer.warmup_steps + (optimizer.decay_steps or 0) + 1
         program = programs.build(
-            work.config, work.spec, work.spec.pooling, shapes, mesh, steps, capacity
+            work.config,
+            work.spec,
+            work.spec.pooling,
+            shapes,
+            mesh,
+            steps,
+            capacity,
+            work.guide and (work.guide, work.guide.pooling),
         )
         key = (work.config.model_dump_json(exclude={"run"}), shapes, program.encoding.passes)
         arguments = (program.abstract_state(), program.abstract_buffers(), program.abstract_batch())
         if key not in self._steps:
             self._steps[key] = compile_program(
-                f"the training step ({_describe(program)})", program.lower(*arguments), arguments
+                f"the training step ({_describe(program)})",
+                program.lower(*arguments),
+                (*arguments, program.abstract_guide()),
             )
         return program, self._steps[key]
 
-    def _evaluation(self, work: workload.Workload, mesh: Mesh) -> list[dict[str, Any]]:
+    def _evaluation(
+        self, work: workload.Workload, mesh: Mesh, program: programs.Program
+    ) -> list[dict[str, Any]]:
+        """What scoring compiles; the state of the run and its buffers stay where they are."""
         tasks = work.config.evaluation.tasks
         if not tasks:
             return []
+        state = program.abstract_state()
+        resident = device_bytes((state, program.abstract_buffers(), program.abstract_guide()))
         devices, width = mesh.devices.size, work.spec.hidden_size
-        cut, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
-        length = embedder.row_length(work.sides)
-        slots = length // embedder.layout.TOKENS_PER_SLOT
-
-        def rows(last: int) -> jax.ShapeDtypeStruct:
-            shape = (devices, embedder.ROWS, last)
-            return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=cut)
-
-        encoder = programs.Encoder(work.spec)
-        params = meshes.lying(encoder.abstract(), whole)
-        arguments = (params, rows(length), rows(slots), rows(slots))
-        encode = make_encode(
-            encoder,
-            mesh,
-            pooling=work.spec.pooling,
-            dtype=jnp.dtype(work.config.train.precision),
+        # While it encodes, the run's own parameters are those of the program, unless their matrices
+        # are shared.
+        own = device_bytes(state["params"]) if mesh.shape["fsdp"] == 1 else 0
+        named, done = retrieval.compile_encode(
+            work.spec, mesh, embedder.row_length(work.sides), work.config.train.precision
         )
-        done = compile_program("encode", encode.lower(*arguments), arguments)
-        sizes = {"devices": devices, "rows": embedder.ROWS, "row_length": length}
-        found = [{"program": "encode", **sizes, **_memory(done)}]
+        whole = device_bytes(
+            meshes.lying(programs.Encoder(work.spec).abstract(), meshes.replicated(mesh))
+        )
+        found = [retrieval.entry(named, done, resident - own)]
         for task, documents, queries in _tasks(tasks, work.notes):
-            k = min(retrieve.RECALL_DEPTH, documents)
             share, tile = search.cut_documents(documents, devices)
-            block = min(search.QUERY_BLOCK, search.round_up(queries, 8))
-            arguments = (
-                jax.ShapeDtypeStruct((block, width), jnp.float32, sharding=whole),
-                jax.ShapeDtypeStruct((devices, share, width), jnp.float32, sharding=cut),
-                jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
+            k = min(retrieve.RECALL_DEPTH, documents)
+            done = retrieval.compile_search(
+                f"search of {task}", mesh, width, queries, share, tile, k
             )
-            lowered = search.make_search(mesh, k, tile).lower(*arguments)
-            done = compile_program(f"search of {task}", lowered, arguments)
-            found.append(
-                {"program": "search", "task": task, "documents": documents, **_memory(done)}
-            )
+            named = {"program": "search", "task": task, "documents": documents}
+            found.append(retrieval.entry(named, done, resident + whole - own))
         return found
 
 
@@ -225,11 +233,6 @@ def _tasks(names: list[str], notes: list[str]) -> list[tuple[str, int, int]]:
     return found
 
 
-def _memory(done: Compiled) -> dict[str, Any]:
-    entry = {"memory_bytes": done.memory_bytes, "compile_seconds": round(done.seconds, 1)}
-    return entry if done.refused is None else {**entry, "refused": done.refused}
-
-
 def _describe(program: programs.Program) -> str:
     shapes = program.shapes
     return (
@@ -243,12 +246,17 @@ def _parts(program: programs.Program, done: Compiled, state: Any) -> dict[str, i
     rest."""
     params = device_bytes(state["params"])
     width, shapes = program.encoder.spec.hidden_size, program.shapes
-    gathered = 2 * shapes.devices * shapes.documents * width * 4  # and their gradients
+    guide, guided = program.abstract_guide(), 0
+    if program.guide is not None:
+        guided = program.guide.encoder.spec.hidden_size
+    # With the gradients of what is trained.
+    gathered = shapes.devices * shapes.documents * (2 * width + guided) * 4
     accumulated = program.encoder.spec.parameter_count() * 4
     rest = done.temporary_bytes - gathered - accumulated
     known = {
         "parameters": params,
         "optimizer": device_bytes(state["optimizer"]),
+        **({"guide": device_bytes(guide)} if guide is not None else {}),
         "kept_activations": activations.buffer_bytes(program.kept),
         "batch": device_bytes(program.abstract_batch()),
     }

@@ -82,6 +82,10 @@ def to_text(plan: Plan, file: str) -> str:
     if scalars:
         lines.append(f"network  {scalars} collectives of one number each")
     lines += _time(plan)
+    if plan.evaluation_memory:
+        lines.append(
+            f"scoring  {_size(plan.evaluation_memory)} a device, with what the run keeps meanwhile"
+        )
     for one in plan.programs:
         lines.append("compiles " + ", ".join(f"{name} {value}" for name, value in one.items()))
     lines += [f"assumes  {note}" for note in plan.notes]
@@ -146,7 +150,5 @@ def _flops(value: float) -> str:
 def advice(settings: Sequence[Sequence[str]]) -> str:
     """What to try next, one line each."""
     if not settings:
-        return (
-            "try      a larger slice (where only scoring does not fit: fewer documents in a task)"
-        )
+        return "try      a larger slice"
     return "\n".join(f"try      {' '.join(f'--set {one}' for one in each)}" for each in settings)

@@ -22,15 +22,24 @@ from arcticjax.data import assemble, catalog, layout, list_pipeline, stored
 from arcticjax.data.candidates import MANIFEST
 from arcticjax.data.draw import Draw, Drawn
 from arcticjax.data.list_views import Selected
+from arcticjax.export.source import CHECKPOINTS, open_source
 from arcticjax.models.pretrained import contract_options, describe_folder
 from arcticjax.models.resolve import WHEELS, resolve
-from arcticjax.models.spec import PRESETS, ModelSpec
+from arcticjax.models.spec import PRESETS, ModelSpec, Pooling
 from arcticjax.models.tokenizer import TextTokenizer
 from arcticjax.step import program as programs
 
 # Published encoders with exactly the sizes of a preset: what the models of arXiv 2405.05374 and
-# 2412.04506 start from, by their cards and config.json.
+# 2412.04506 start from, and those models, by their cards and config.json.
 PUBLISHED = {
+    "Snowflake/snowflake-arctic-embed-xs": "xs",
+    "Snowflake/snowflake-arctic-embed-s": "s",
+    "Snowflake/snowflake-arctic-embed-m": "m",
+    "Snowflake/snowflake-arctic-embed-m-v1.5": "m-v1.5",
+    "Snowflake/snowflake-arctic-embed-m-long": "m-long",
+    "Snowflake/snowflake-arctic-embed-l": "l",
+    "Snowflake/snowflake-arctic-embed-m-v2.0": "m-v2",
+    "Snowflake/snowflake-arctic-embed-l-v2.0": "l-v2",
     "sentence-transformers/all-MiniLM-L6-v2": "xs",
     "intfloat/e5-small-unsupervised": "s",
     "intfloat/e5-base-unsupervised": "m",
@@ -121,7 +130,8 @@ class ListStandIn:
 class Workload:
     """A config's model and data as far as they decide what is compiled.
 
-    total_steps: of the run, None where only the data could tell. notes: what was assumed.
+    total_steps: of the run, None where only the data could tell. notes: what was assumed. guide:
+    sizes of the model of `loss.guide`.
     """
 
     config: RunConfig
@@ -131,6 +141,7 @@ class Workload:
     sides: Mapping[Any, assemble.Template]
     total_steps: int | None
     notes: list[str]
+    guide: ModelSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +185,7 @@ def describe(config: RunConfig, lengths: tuple[float, float] | None = None) -> W
         )
     draw = programs.make_draw(config, views)
     steps = config.train.total_steps or (draw.steps_per_epoch if real else None)
-    return Workload(config, spec, views, draw, sides, steps, notes)
+    return Workload(config, spec, views, draw, sides, steps, notes, _guide(config, notes))
 
 
 def expected_load(workload: Workload, shapes: layout.Shapes, samples: int = 3) -> Load:
@@ -261,6 +272,46 @@ def _model(
     place = Path(model.tokenizer).expanduser() if model.tokenizer else folder
     found = place is not None and place.exists()
     return spec, prompts, TextTokenizer.from_file(place) if found and place else None
+
+
+def _guide(config: RunConfig, notes: list[str]) -> ModelSpec | None:
+    guide = config.loss.guide
+    if guide is None:
+        return None
+    spec = encoder_sizes("loss.guide.model", guide.model, guide.pooling, notes)[0]
+    notes.append(f"guide: {guide.model}, {spec_name(spec)}, encodes every text too")
+    return spec
+
+
+def encoder_sizes(
+    field: str, name: str, pooling: Pooling | None, notes: list[str]
+) -> tuple[ModelSpec, tuple[int, int]]:
+    """Sizes of a finished encoder, and how many tokens of a query and of a document it takes.
+
+    field: of the config, for messages. Raises ConfigError where they cannot be told.
+    """
+    folder = _folder(name)
+    if folder is not None and (folder / CHECKPOINTS).is_dir():
+        source = open_source(folder)
+        spec, contract = source.spec, source.contract
+    elif folder is not None:
+        described = describe_folder(folder, name, pooling=pooling)
+        spec, contract = described.spec, described.contract
+    elif name in PUBLISHED:
+        spec = PRESETS[PUBLISHED[name]]
+        spec = dataclasses.replace(spec, pooling=pooling or spec.pooling)
+        longest = min(spec.max_positions, 512)
+        notes.append(
+            f"{field}: {name} is not on this machine; its sizes are those of {spec_name(spec)}, "
+            f"its texts {longest} tokens"
+        )
+        return spec, (longest, longest)
+    else:
+        raise errors.ConfigError(
+            f"{field}: {name!r} is not on this machine, and its sizes are not known; give its "
+            f"folder. Known without a folder: {', '.join(PUBLISHED)}"
+        )
+    return spec, (contract.query_length, contract.document_length)
 
 
 def spec_name(spec: ModelSpec) -> str:

@@ -14,6 +14,7 @@ from jax import lax
 from arcticjax.losses import (
     Contrast,
     DistillationSums,
+    Guide,
     Labels,
     LossSums,
     candidate_infonce,
@@ -24,6 +25,7 @@ from arcticjax.losses import (
 from arcticjax.parallel.mesh import AXES, gather
 
 Learned = dict[str, Any]
+Texts = tuple[jax.Array, jax.Array | None]
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Distillation:
 @dataclass(frozen=True)
 class Objective:
     """The loss of a run; its fields are those of `LossConfig`, whose descriptions say what they
-    do."""
+    do. guide_margin: None without a guide."""
 
     temperature: float
     learn_temperature: bool = False
@@ -48,6 +50,7 @@ class Objective:
     document_document: bool = False
     matryoshka: tuple[tuple[int, float], ...] = ()
     margin: float | None = None
+    guide_margin: float | None = None
     gather_dtype: Literal["float32", "bfloat16"] = "float32"
     tile: int = 1024
     in_batch_negatives: bool = True
@@ -67,21 +70,26 @@ class Objective:
         return jnp.exp(learned["log_temperature"])
 
     def __call__(
-        self, learned: Learned, vectors_TD: jax.Array, batch: dict[str, jax.Array]
+        self,
+        learned: Learned,
+        vectors_TD: jax.Array,
+        batch: dict[str, jax.Array],
+        guided_TG: jax.Array | None = None,
     ) -> tuple[jax.Array, LossSums]:
         """The mean loss over the global batch, and the sums that metrics come from.
 
         To be called inside `shard_map`. vectors_TD: this device's queries, then its documents, as
-        in `arcticjax.data.layout`; batch: its labels, as `HostBatch.arrays` without axis 0. The
-        documents of all devices are gathered once, and queries too if a term needs them; without
-        in-batch negatives nothing is gathered.
+        in `arcticjax.data.layout`; batch: its labels, as `HostBatch.arrays` without axis 0;
+        guided_TG: the guide's vectors of the same texts, where there is one. The documents of all
+        devices are gathered once, and queries too if a term needs them; without in-batch negatives
+        nothing is gathered.
         """
         queries_bD, documents_CD = jnp.split(vectors_TD, [len(batch["positives"])])
         temperature = self.current_temperature(learned)
         if self.in_batch_negatives:
             documents_CD = self._gather(documents_CD)
             queries_bD = queries_bD.astype(documents_CD.dtype)
-            loss, sums = self._shared(temperature, queries_bD, documents_CD, batch)
+            loss, sums = self._shared(temperature, queries_bD, documents_CD, batch, guided_TG)
         else:
             sums = candidate_infonce(
                 queries_bD,
@@ -105,6 +113,7 @@ class Objective:
         queries_bD: jax.Array,
         documents_CD: jax.Array,
         batch: dict[str, jax.Array],
+        guided_TG: jax.Array | None,
     ) -> tuple[jax.Array, LossSums]:
         """Queries against the documents of all."""
         rows_b, positives_bP = batch["row_groups"], batch["positives"]
@@ -114,23 +123,34 @@ class Objective:
             "tile": self.tile,
             "sizes": self.matryoshka or None,
             "margin": self.margin,
+            "guide_margin": self.guide_margin or 0.0,
         }
+        # Texts by the encoder, and by the guide or None.
+        queries: Texts = (queries_bD, None)
+        documents: Texts = (documents_CD, None)
+        if guided_TG is not None:
+            guided_bG, guided_CG = jnp.split(guided_TG, [len(rows_b)])
+            guided_CG = self._gather(guided_CG)
+            queries = queries_bD, guided_bG.astype(guided_CG.dtype)
+            documents = documents_CD, guided_CG
         contrasts = []
         if self.symmetric or self.query_query or self.document_query:
-            queries_BD, groups_B = self._gather(queries_bD), gather(rows_b)
+            all_queries, groups_B = jax.tree.map(self._gather, queries), gather(rows_b)
         if self.symmetric or self.document_query or self.document_document:
-            own_bD = jnp.take(documents_CD, jnp.maximum(positives_bP[:, 0], 0), axis=0)
+            first_b = jnp.maximum(positives_bP[:, 0], 0)
+            own = jax.tree.map(lambda texts: jnp.take(texts, first_b, axis=0), documents)
         if self.query_query:
-            contrasts.append(Contrast(queries_bD, queries_BD, groups_B))
+            contrasts.append(_contrast(queries, all_queries, groups_B))
         if self.document_query:
-            contrasts.append(Contrast(own_bD, queries_BD, groups_B))
+            contrasts.append(_contrast(own, all_queries, groups_B))
         if self.document_document:
-            contrasts.append(Contrast(own_bD, documents_CD, columns_C))
+            contrasts.append(_contrast(own, documents, columns_C))
         sums = tiled_infonce(
-            queries_bD,
-            documents_CD,
+            queries[0],
+            documents[0],
             Labels(positives_bP, rows_b, columns_C),
             contrasts=contrasts,
+            guide=_guide(queries, documents),
             **options,
         )
         sums = _all(sums)
@@ -141,7 +161,11 @@ class Objective:
             queries_b1 = (first + jnp.arange(len(rows_b), dtype=jnp.int32))[:, None]
             queries_b1 = jnp.where(positives_bP[:, :1] >= 0, queries_b1, -1)
             back = tiled_infonce(
-                own_bD, queries_BD, Labels(queries_b1, rows_b, groups_B), **options
+                own[0],
+                all_queries[0],
+                Labels(queries_b1, rows_b, groups_B),
+                guide=_guide(own, all_queries),
+                **options,
             )
             loss = (loss + _mean(_all(back))) / 2
         return loss, sums
@@ -182,6 +206,16 @@ class Objective:
 
     def _gather(self, texts_xD: jax.Array) -> jax.Array:
         return _gather_half(texts_xD) if self.gather_dtype == "bfloat16" else gather(texts_xD)
+
+
+def _guide(rows: Texts, columns: Texts) -> Guide | None:
+    if rows[1] is None or columns[1] is None:
+        return None
+    return Guide(rows[1], columns[1])
+
+
+def _contrast(rows: Texts, columns: Texts, groups_T: jax.Array) -> Contrast:
+    return Contrast(rows[0], columns[0], groups_T, _guide(rows, columns))
 
 
 def _all(sums: Any) -> Any:

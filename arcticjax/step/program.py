@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from arcticjax.config.schema import RunConfig
 from arcticjax.data import assemble, layout, list_pipeline, pipeline
 from arcticjax.data.draw import Draw
 from arcticjax.models import attention_choice
+from arcticjax.models.attention import Implementation
 from arcticjax.models.encoder import Encoder
 from arcticjax.models.layers import Remat
 from arcticjax.models.spec import ModelSpec, Pooling
@@ -55,6 +56,7 @@ class Program:
     encoding, objective, sharding: what the step does, and where; train_step: (state, buffers,
     batch) -> (state, buffers, metrics); kept: its buffers on all devices; declined_bytes: what
     `train.passes: auto` would have to keep on a device for one pass, where that was too much.
+    guide: the frozen encoder of `loss.guide`.
     """
 
     encoding: steps.Encoding
@@ -65,6 +67,7 @@ class Program:
     train_step: Any
     kept: list[jax.ShapeDtypeStruct]
     declined_bytes: int | None = None
+    guide: steps.Encoding | None = None
 
     @property
     def mesh(self) -> Mesh:
@@ -100,8 +103,10 @@ class Program:
         return jax.jit(self.train_step, donate_argnums=(0, 1))
 
     def lower(self, state: Any, buffers: Any, batch: Any) -> jax.stages.Lowered:
-        """The step for arguments of these shapes and shardings, ready to compile."""
-        return self.jitted().lower(state, buffers, batch)
+        """The step for arguments of these shapes and shardings, and for those of the guide's
+        parameters where there is one; ready to compile."""
+        guide = [] if self.guide is None else [self.abstract_guide()]
+        return self.jitted().lower(state, buffers, batch, *guide)
 
     def initial_state(self, params: Any) -> State:
         """The state before the first step, on the mesh, from fp32 host arrays."""
@@ -116,6 +121,12 @@ class Program:
     def abstract_buffers(self) -> Any:
         """The buffers as shapes, dtypes and shardings."""
         return meshes.lying(self.kept, meshes.batch_sharding(self.mesh))
+
+    def abstract_guide(self) -> Any:
+        """The guide's parameters as shapes, dtypes and shardings; None without a guide."""
+        if self.guide is None:
+            return None
+        return meshes.lying(self.guide.encoder.abstract(), meshes.replicated(self.mesh))
 
     def abstract_batch(self) -> steps.Batch:
         """A batch as shapes, dtypes and shardings: that of `pipeline.HostBatch.arrays`, global."""
@@ -224,10 +235,12 @@ def build(
     mesh: Mesh,
     total_steps: int,
     memory: int | None,
+    guide: tuple[ModelSpec, Pooling] | None = None,
 ) -> Program:
     """The training program of a config.
 
     memory: bytes of one device, or None where that cannot be told; it decides `train.passes: auto`.
+    guide: sizes and pooling of the model of `loss.guide`.
     Raises ConfigError for a `train.attention` that the devices or the shapes do not allow.
     """
     if config.optimizer.freeze_layers > spec.num_layers:
@@ -239,22 +252,24 @@ def build(
     objective = _objective(config, spec)
     arrays = {"params": encoder.abstract(), "loss": objective.init()}
     sharding = make_sharding(arrays, mesh)
-    train = config.train
-    attention = attention_choice.choose(
-        train.attention,
-        device=mesh.devices.flat[0],
-        dtype=train.precision,
-        head_size=spec.head_size,
-        row_length=shapes.row_length,
-        windowed=spec.window is not None,
-    )
+    train, dtype = config.train, jnp.dtype(config.train.precision)
+
+    def attention(wanted: Literal["auto"] | Implementation, spec: ModelSpec) -> Implementation:
+        return attention_choice.choose(
+            wanted,
+            device=mesh.devices.flat[0],
+            dtype=train.precision,
+            head_size=spec.head_size,
+            row_length=shapes.row_length,
+            windowed=spec.window is not None,
+        )
+
+    chosen_attention = attention(train.attention, spec)
 
     def encoding(passes: steps.Passes) -> steps.Encoding:
         usual: Remat = "named" if passes == "one" else "none"
         remat = usual if train.remat == "auto" else train.remat
-        return steps.Encoding(
-            encoder, pooling, jnp.dtype(train.precision), passes, remat, attention
-        )
+        return steps.Encoding(encoder, pooling, dtype, passes, remat, chosen_attention)
 
     chosen = encoding("two" if train.passes == "two" else "one")
     kept = steps.kept_shapes(chosen, shapes, sharding)
@@ -262,6 +277,9 @@ def build(
     declined = train.passes == "auto" and (memory is None or needed > memory // 4)
     if declined:
         chosen, kept = encoding("two"), []
+    guiding = guide and steps.Encoding(
+        Encoder(guide[0]), guide[1], dtype, attention=attention("auto", guide[0])
+    )
     optimizer = optimizers.make_optimizer(config.optimizer, total_steps)
     train_step = steps.make_train_step(
         chosen,
@@ -272,6 +290,7 @@ def build(
         optimizers.make_schedule(config.optimizer, total_steps),
         config.optimizer.clip_norm,
         functools.partial(optimizers.without_frozen, config.optimizer),
+        guiding,
     )
     return Program(
         chosen,
@@ -282,6 +301,7 @@ def build(
         train_step,
         kept,
         declined_bytes=needed if declined else None,
+        guide=guiding,
     )
 
 
@@ -302,6 +322,7 @@ def _objective(config: RunConfig, spec: ModelSpec) -> Objective:
         document_document=loss.document_document,
         matryoshka=tuple((one.size, one.weight) for one in loss.matryoshka),
         margin=loss.margin,
+        guide_margin=loss.guide and loss.guide.margin,
         gather_dtype=loss.gather,
         tile=loss.tile,
         in_batch_negatives=loss.in_batch_negatives,

@@ -26,6 +26,7 @@ from arcticjax.parallel.mesh import (
 # Queries scored at once, and documents in a tile.
 QUERY_BLOCK = 512
 TILE = 4096
+FLOAT_BYTES = 4
 
 
 def inner_products(queries_BD: jax.Array, documents_TD: jax.Array) -> jax.Array:
@@ -92,6 +93,21 @@ def cut_documents(total: int, devices: int, tile: int = TILE) -> tuple[int, int]
     share = -(-total // devices)
     tile = min(tile, round_up(share, 8))
     return round_up(share, tile), tile
+
+
+def fitting(memory: int, dimension: int, devices: int) -> int:
+    """Documents whose vectors take half of the devices' memory, `memory` bytes each."""
+    return max(1, devices * (memory // 2) // (FLOAT_BYTES * dimension))
+
+
+def cut_block(block: int, total: int, devices: int) -> tuple[int, int]:
+    """Documents of a device, and of a tile, where `total` are searched `block` at a time.
+
+    Both are those of a full block, so that all blocks share one program. The tile does not depend
+    on devices or blocks: a score's last bit may depend on the product's shape.
+    """
+    tile = min(TILE, round_up(total, 8))
+    return round_up(-(-block // devices), tile), tile
 
 
 @functools.lru_cache(maxsize=32)

@@ -6,7 +6,8 @@ every layer of every microbatch would get its own all-reduce. The collectives of
 all-gather of documents and its reduce-scatter (neither without in-batch negatives), a
 reduce-scatter of gradients and an all-gather of updated parameters for every leaf (see
 `arcticjax.parallel.sharding`), scalars. With `fsdp` > 1 the layers' matrices are gathered inside
-the loops too, and their gradients scattered there.
+the loops too, and their gradients scattered there. A guide's documents are gathered beside the
+others.
 
 The loss needs the embeddings of all microbatches before any of them can be differentiated. Two
 passes make memory independent of the batch (Gao et al. 2021, arXiv 2101.06983): the first encodes
@@ -43,6 +44,7 @@ Passes = Literal["one", "two"]
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Trainable = dict[str, Any]
+_Carry = tuple[jax.Array, jax.Array | None, Kept]
 
 _ROWS = ("tokens", "starts", "lengths", "places")
 
@@ -63,8 +65,14 @@ class Encoding:
     remat: Remat = "none"
     attention: Implementation = "xla"
 
-    def embed(self, params: Any, rows: Batch, sharding: Sharding) -> jax.Array:
-        """Rows of a microbatch -> an embedding for every slot of theirs, [G * K, D]."""
+    def embed(self, params: Any, rows: Batch, sharding: Sharding | None = None) -> jax.Array:
+        """Rows of a microbatch -> an embedding for every slot of theirs, [G * K, D].
+
+        sharding: of the parameters; None where every device has them whole.
+        """
+        gather_layer = None
+        if sharding is not None and sharding.mesh.shape["fsdp"] > 1:
+            gather_layer = sharding.gather_layer
         vectors_GKD = self.encoder.embed(
             params,
             rows["tokens"],
@@ -74,25 +82,38 @@ class Encoding:
             dtype=self.dtype,
             remat=self.remat,
             attention=self.attention,
-            gather_layer=sharding.gather_layer if sharding.mesh.shape["fsdp"] > 1 else None,
+            gather_layer=gather_layer,
         )
         return vectors_GKD.reshape(-1, vectors_GKD.shape[-1])
 
 
 def make_gradient(
-    encoding: Encoding, objective: Objective, shapes: Shapes, sharding: Sharding
-) -> Callable[[Trainable, Kept, Batch], tuple[Trainable, Kept, Metrics]]:
-    """(trainable, buffers, batch) -> (pieces of the gradient of the mean loss over the global
-    batch, buffers, metrics), to be called on global arrays.
+    encoding: Encoding,
+    objective: Objective,
+    shapes: Shapes,
+    sharding: Sharding,
+    guide: Encoding | None = None,
+) -> Callable[..., tuple[Trainable, Kept, Metrics]]:
+    """(trainable, buffers, batch, and with a guide its parameters) -> (pieces of the gradient of
+    the mean loss over the global batch, buffers, metrics), to be called on global arrays.
 
     See `make_train_step`; the pieces are what `Sharding.scatter` makes.
     """
-    return jax.shard_map(
-        _make_local_gradient(encoding, objective, shapes, sharding, lambda pieces: pieces),
-        mesh=sharding.mesh,
-        in_specs=(sharding.specs, BATCH, BATCH),
-        out_specs=(PIECES, BATCH, P()),
+    local_gradient = _make_local_gradient(
+        encoding, objective, shapes, sharding, lambda pieces: pieces, guide
     )
+
+    def gradient(
+        arrays: Trainable, buffers: Kept, batch: Batch, guide_params: Any = None
+    ) -> tuple[Trainable, Kept, Metrics]:
+        return jax.shard_map(
+            local_gradient,
+            mesh=sharding.mesh,
+            in_specs=(sharding.specs, BATCH, BATCH, P()),
+            out_specs=(PIECES, BATCH, P()),
+        )(arrays, buffers, batch, guide_params)
+
+    return gradient
 
 
 def make_train_step(
@@ -104,21 +125,25 @@ def make_train_step(
     schedule: optax.Schedule,
     clip_norm: float | None = None,
     trained: Callable[[Any], Any] = lambda gradients: gradients,
-) -> Callable[[State, Kept, Batch], tuple[State, Kept, Metrics]]:
-    """(state, buffers, batch) -> (state, buffers, metrics), to be jitted with state and buffers
-    donated.
+    guide: Encoding | None = None,
+) -> Callable[..., tuple[State, Kept, Metrics]]:
+    """(state, buffers, batch, and with a guide its parameters) -> (state, buffers, metrics), to be
+    jitted with state and buffers donated.
 
     The batch is as `arcticjax.data.pipeline.HostBatch.arrays`, global, axis 0 = all N devices.
     The buffers are those of `kept_shapes`, which says what they hold. `sharding` is that of the
-    state's `trainable`. trained: sets the gradient of what is frozen to 0. Gradients are scaled
-    down to a global norm of `clip_norm`. A gradient that
+    state's `trainable`. trained: sets the gradient of what is frozen to 0. guide: a frozen encoder
+    that reads the same rows and says what is no negative; its parameters are whole on every device.
+    Gradients are scaled down to a global norm of `clip_norm`. A gradient that
     is not finite leaves parameters and optimiser as they were and is reported as `finite` = False.
     """
-    local_gradient = _make_local_gradient(encoding, objective, shapes, sharding, trained)
+    local_gradient = _make_local_gradient(encoding, objective, shapes, sharding, trained, guide)
 
-    def on_device(state: State, buffers: Kept, batch: Batch) -> tuple[State, Kept, Metrics]:
+    def on_device(
+        state: State, buffers: Kept, batch: Batch, guide_params: Any
+    ) -> tuple[State, Kept, Metrics]:
         before = trainable(state)
-        gradients, buffers, metrics = local_gradient(before, buffers, batch)
+        gradients, buffers, metrics = local_gradient(before, buffers, batch, guide_params)
         norm = metrics["gradient_norm"]
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
         if clip_norm is not None:
@@ -140,7 +165,9 @@ def make_train_step(
         }
         return state, buffers, metrics
 
-    def train_step(state: State, buffers: Kept, batch: Batch) -> tuple[State, Kept, Metrics]:
+    def train_step(
+        state: State, buffers: Kept, batch: Batch, guide_params: Any = None
+    ) -> tuple[State, Kept, Metrics]:
         specs = {
             "step": P(),
             **sharding.specs,
@@ -149,9 +176,9 @@ def make_train_step(
         return jax.shard_map(
             on_device,
             mesh=sharding.mesh,
-            in_specs=(specs, BATCH, BATCH),
+            in_specs=(specs, BATCH, BATCH, P()),
             out_specs=(specs, BATCH, P()),
-        )(state, buffers, batch)
+        )(state, buffers, batch, guide_params)
 
     return train_step
 
@@ -162,7 +189,8 @@ def _make_local_gradient(
     shapes: Shapes,
     sharding: Sharding,
     trained: Callable[[Any], Any],
-) -> Callable[[Trainable, Kept, Batch], tuple[Trainable, Kept, Metrics]]:
+    guide: Encoding | None,
+) -> Callable[[Trainable, Kept, Batch, Any], tuple[Trainable, Kept, Metrics]]:
     """`make_gradient` on one device."""
     passes = encoding.passes
 
@@ -170,7 +198,7 @@ def _make_local_gradient(
         return encoding.embed(params, rows, sharding)
 
     def on_device(
-        arrays: Trainable, buffers: Kept, batch: Batch
+        arrays: Trainable, buffers: Kept, batch: Batch, guide_params: Any
     ) -> tuple[Trainable, Kept, Metrics]:
         batch = {name: array[0] for name, array in batch.items()}
         buffers = [buffer[0] for buffer in buffers]
@@ -186,11 +214,9 @@ def _make_local_gradient(
 
         restore: Callable[[Kept], Pull]
 
-        def first_pass(
-            microbatch: jax.Array, carry: tuple[jax.Array, Kept]
-        ) -> tuple[jax.Array, Kept]:
+        def first_pass(microbatch: jax.Array, carry: _Carry) -> _Carry:
             nonlocal restore
-            (vectors_TD, buffers), rows = carry, rows_of(microbatch)
+            (vectors_TD, guided_TG, buffers), rows = carry, rows_of(microbatch)
             if passes == "one":
                 vectors_xD, pull = _differentiate(embed, params, rows)
                 kept, restore = activations.take_apart(pull, params)
@@ -198,7 +224,10 @@ def _make_local_gradient(
             else:
                 vectors_xD = embed(params, rows)
             places_x = rows["places"].reshape(-1)
-            return vectors_TD.at[places_x].set(vectors_xD, mode="drop"), buffers
+            if guide is not None and guided_TG is not None:
+                guided_xG = guide.embed(guide_params, rows)
+                guided_TG = guided_TG.at[places_x].set(guided_xG, mode="drop")
+            return vectors_TD.at[places_x].set(vectors_xD, mode="drop"), guided_TG, buffers
 
         def second_pass(microbatch: jax.Array, gradients: Any) -> Any:
             rows = rows_of(microbatch)
@@ -215,12 +244,14 @@ def _make_local_gradient(
             )
             return _with_token_table(rest, table)
 
-        width = encoding.encoder.spec.hidden_size
-        empty_TD = jnp.zeros((shapes.texts, width), jnp.float32)
-        vectors_TD, buffers = jax.lax.fori_loop(0, count, first_pass, (_vary(empty_TD), buffers))
+        empty_TD = _empty(encoding, shapes)
+        empty_TG = None if guide is None else _empty(guide, shapes)
+        vectors_TD, guided_TG, buffers = jax.lax.fori_loop(
+            0, count, first_pass, (empty_TD, empty_TG, buffers)
+        )
         (loss, sums), (learned, cotangents_TD) = jax.value_and_grad(
             objective, argnums=(0, 1), has_aux=True
-        )(varying["loss"], vectors_TD, batch)
+        )(varying["loss"], vectors_TD, batch, guided_TG)
         gradients = jax.lax.fori_loop(0, count, second_pass, jax.tree.map(jnp.zeros_like, params))
         pieces = trained(sharding.scatter({"params": gradients, "loss": learned}))
         squares = sum(jnp.sum(jnp.square(piece)) for piece in jax.tree.leaves(pieces))
@@ -291,6 +322,12 @@ def _differentiate(
     small = _with_token_table(params, _token_table(params)[tokens])
     places = {**rows, "tokens": jnp.arange(tokens.size).reshape(rows["tokens"].shape)}
     return jax.vjp(lambda params: embed(params, places), small)
+
+
+def _empty(encoding: Encoding, shapes: Shapes) -> jax.Array:
+    """Room for the embeddings of a device's texts."""
+    width = encoding.encoder.spec.hidden_size
+    return _vary(jnp.zeros((shapes.texts, width), jnp.float32))
 
 
 def _vary(arrays: Any) -> Any:

@@ -187,11 +187,16 @@ def _train(
 
 
 def _compile(ready: setup.Setup, state: states.State, buffers: activations.Kept) -> Any:
-    """The train step as an executable: compiled once, for the one shape that every batch has."""
+    """The train step as an executable, with the guide's parameters, if any, given: compiled once,
+    for the one shape that every batch has."""
     batch = meshes.host_to_global(ready.mesh, ready.builder(0).arrays)
-    return ready.program.lower(
+    compiled = ready.program.lower(
         states.abstract(state), states.abstract(buffers), states.abstract(batch)
     ).compile()
+    guide = ready.guide_params()
+    if guide is None:
+        return compiled
+    return lambda state, buffers, batch: compiled(state, buffers, batch, guide)
 
 
 def _check_unchanged(config: RunConfig, directory: Path) -> None:
@@ -244,6 +249,11 @@ def _check_data(before: Mapping[str, Any], now: Mapping[str, Any], directory: Pa
             f"{directory}: the initial model changed since the run began: {before['model']} in the "
             f"checkpoint, {now['model']} now (model.init, model.tokenizer)"
         )
+    if before.get("guide") != now.get("guide"):
+        raise errors.ConfigError(
+            f"{directory}: the guide changed since the run began: {before.get('guide')} in the "
+            f"checkpoint, {now.get('guide')} now (loss.guide.model)"
+        )
 
 
 def _finished(directory: Path) -> result.Result | None:
@@ -274,6 +284,15 @@ def _announce(ready: setup.Setup, report: Report, start: int) -> list[dict[str, 
         f"model    {ready.start.name}: {spec.num_layers} layers of {spec.hidden_size}, "
         f"{spec.parameter_count(with_pooler=False):,} parameters, {ready.contract.pooling} pooling"
     )
+    if ready.guide is not None:
+        spec, own, used = ready.guide.spec, ready.guide.contract, ready.contract
+        prompts = own.query_prompt, own.document_prompt
+        unused = prompts != (used.query_prompt, used.document_prompt)
+        report.note(
+            f"guide    {ready.guide.origin}: {spec.num_layers} layers of {spec.hidden_size}, "
+            f"{spec.parameter_count(with_pooler=False):,} parameters, {own.pooling} pooling"
+            + (f"; it reads the run's prompts in place of its own {prompts}" if unused else "")
+        )
     report.note(
         f"data     {len(ready.data.views)} sources, {sum(map(len, ready.data.views)):,} pairs: "
         f"{sizes}"

@@ -18,6 +18,7 @@ from arcticjax import errors
 from arcticjax.config import RunConfig, TextContract
 from arcticjax.data import catalog, layout, lineage, list_pipeline, pipeline
 from arcticjax.export import record
+from arcticjax.export.source import Source, open_source
 from arcticjax.models.presets import random_start
 from arcticjax.models.pretrained import Pretrained, contract_options, load_pretrained
 from arcticjax.models.tokenizer import TextTokenizer
@@ -42,7 +43,7 @@ class Setup:
     """The parts of a run, ready to train.
 
     total_steps: of the whole run; start: the model and what it starts from; builder: batches by
-    step; program: the training step.
+    step; program: the training step; guide: the model of `loss.guide`.
     """
 
     config: RunConfig
@@ -55,6 +56,7 @@ class Setup:
     program: programs.Program
     embedder: Embedder
     evaluator: Evaluator
+    guide: Source | None = None
 
     @property
     def contract(self) -> TextContract:
@@ -69,6 +71,10 @@ class Setup:
     def initial_state(self) -> states.State:
         """The state before the first step, on the mesh."""
         return self.program.initial_state(self.start.params)
+
+    def guide_params(self) -> Any:
+        """The guide's parameters, whole on every device; None without a guide."""
+        return self.guide and meshes.replicate(self.mesh, self.guide.params)
 
     def exact_embedder(self, params: Any) -> Embedder:
         """An embedder of these parameters in float32, whatever the run computes in: for exports."""
@@ -85,6 +91,7 @@ class Setup:
                 "tokenizer_sha256": self.tokenizer.sha256,
             },
             "contract": self.contract.to_dict(),
+            **({"guide": {"sha256": self.guide.sha256}} if self.guide else {}),
             "data_fingerprint": self.data.fingerprint,
             "global_batch": self.config.train.global_batch,
             "total_steps": self.total_steps,
@@ -108,6 +115,7 @@ def prepare(config: RunConfig, mesh: Mesh) -> Setup:
     tokenizer = TextTokenizer.from_file(start.tokenizer_file)
     sides = templates(start.contract, tokenizer)
     data = catalog.open_sources(config, tokenizer)
+    guide = _guide(config, tokenizer)
     draw = programs.make_draw(config, data.views)
     shapes = programs.choose_shapes(config, start.spec, data.views, draw, sides, mesh)
     total_steps = config.train.total_steps or draw.steps_per_epoch
@@ -134,6 +142,7 @@ def prepare(config: RunConfig, mesh: Mesh) -> Setup:
         mesh,
         total_steps,
         meshes.device_memory(),
+        guide and (guide.spec, guide.contract.pooling),
     )
     embedder = Embedder(
         program.encoder,
@@ -156,6 +165,7 @@ def prepare(config: RunConfig, mesh: Mesh) -> Setup:
         program=program,
         embedder=embedder,
         evaluator=evaluator,
+        guide=guide,
     )
 
 
@@ -167,6 +177,27 @@ def copy_tokenizer(tokenizer_file: Path, target: Path) -> None:
         file = tokenizer_file.with_name(name)
         if file.is_file():
             shutil.copyfile(file, target / name)
+
+
+def _guide(config: RunConfig, tokenizer: TextTokenizer) -> Source | None:
+    """The model of `loss.guide`, whose tokens and lengths must be those of the run."""
+    if config.loss.guide is None:
+        return None
+    name, data = config.loss.guide.model, config.data
+    guide = open_source(name, pooling=config.loss.guide.pooling)
+    if not tokenizer.same_tokens(TextTokenizer.from_file(guide.tokenizer_folder)):
+        raise errors.ConfigError(
+            f"loss.guide.model: {name} has another tokenizer than the trained model, whose tokens "
+            "it would read; take a guide of the same vocabulary"
+        )
+    longest = max(data.query_length, data.document_length)
+    if longest > guide.spec.max_positions:
+        raise errors.ConfigError(
+            f"loss.guide.model: {name} takes {guide.spec.max_positions} tokens, but "
+            f"data.query_length / data.document_length are up to {longest}; shorten them, or take "
+            "another guide"
+        )
+    return guide
 
 
 def _start(config: RunConfig) -> Pretrained:

@@ -46,6 +46,16 @@ BROKEN = {
         "loss.in_batch_negatives",
         "without negatives",
     ),
+    "guide of own documents": (
+        [
+            "loss.guide={model: some/guide}",
+            "loss.in_batch_negatives=false",
+            "data.negatives={count: 1}",
+            "data.sources=[{name: a, path: a.parquet, negatives: [n]}]",
+        ],
+        "loss.guide",
+        "data.negatives.thresholds",
+    ),
     "wsd": (["optimizer.schedule=wsd"], "optimizer.decay_steps", "required by schedule wsd"),
     "not wsd": (["optimizer.decay_steps=5"], "optimizer.decay_steps", "only schedule wsd"),
     "constant ends": (

@@ -58,6 +58,7 @@ def reference(
     contrasts=(),
     margin=None,
     guide=None,
+    guide_margin=0.0,
     negatives=None,
 ):
     """Sums and gradients in fp64 NumPy, one softmax per (row, positive).
@@ -93,7 +94,10 @@ def reference(
         for number in range(len(matrices)):
             for limit, values in (
                 (None if margin is None else min(whole[row, mine]) + margin, cosines[-1][number]),
-                (None if guide is None else min(guided[0][row, mine]), guided[number]),
+                (
+                    None if guide is None else min(guided[0][row, mine]) + guide_margin,
+                    guided[number],
+                ),
             ):
                 if limit is None or values is None:
                     continue

@@ -77,7 +77,7 @@ OPTIONS = {
     "contrasts": {"contrasts": 2},
     "margin": {"margin": -0.05},
     "wide margin": {"margin": 0.1},
-    "guide": {"guide": True},
+    "guide": {"guide": True, "guide_margin": 0.05},
     "everything": {"sizes": SIZES, "contrasts": 2, "margin": 0.1, "guide": True},
 }
 

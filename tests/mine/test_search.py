@@ -6,9 +6,10 @@ import pytest
 
 from arcticjax.data import candidates
 from arcticjax.mine.inputs import Pool
-from arcticjax.mine.search import Search, block_size, fitting
+from arcticjax.mine.search import Search, block_size
 from arcticjax.mine.vectors import Vectors
 from arcticjax.parallel import mesh as meshes
+from arcticjax.step.search import fitting
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 QUERIES, DOCUMENTS, WIDTH, SHARD = 23, 301, 6, 10

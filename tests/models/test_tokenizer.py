@@ -94,6 +94,26 @@ def test_oversized_file_is_refused_unread(tmp_path, monkeypatch):
         TextTokenizer.from_file(tmp_path)
 
 
+def test_same_tokens_whatever_a_file_says_of_cutting_and_padding(tokenizer, tmp_path):
+    other = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    other.enable_truncation(7)
+    other.enable_padding(length=9)
+    other.save(str(tmp_path / "tokenizer.json"))
+    same = TextTokenizer.from_file(tmp_path)
+    assert same.sha256 != tokenizer.sha256 and same.same_tokens(tokenizer)
+
+
+@pytest.mark.parametrize("change", ["lower case", "vocabulary"])
+def test_other_tokens(tokenizer, tmp_path, change):
+    content = json.loads((FOLDER / "tokenizer.json").read_text())
+    if change == "lower case":
+        content["normalizer"]["lowercase"] = False
+    else:
+        content["model"]["vocab"]["more"] = 30522
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert not TextTokenizer.from_file(tmp_path).same_tokens(tokenizer)
+
+
 def test_tokenizer_without_start_and_end_is_refused(tmp_path):
     content = json.loads((FOLDER / "tokenizer.json").read_text())
     content["post_processor"] = None

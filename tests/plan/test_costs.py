@@ -74,6 +74,13 @@ def test_one_pass_saves_a_quarter_and_float32_costs_six_times():
     assert project(precision_bytes=4).compute == pytest.approx(6 * two.compute)
 
 
+def test_a_guide_costs_a_forward_pass_more():
+    alone, guided = project(), project(guide=PRESETS["m"])
+    assert guided.compute / alone.compute == pytest.approx(5 / 4, rel=0.02)
+    assert alone.memory < guided.memory < 1.5 * alone.memory
+    assert guided.ideal == alone.ideal
+
+
 def test_collectives_by_ring_algorithms():
     gathered = project(GATHER).network
     assert gathered == pytest.approx(2**30 * 255 / 256 / 200e9)

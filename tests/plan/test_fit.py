@@ -1,10 +1,11 @@
+import dataclasses
 from dataclasses import dataclass
 
 import pytest
 
 from arcticjax.config import load_config
 from arcticjax.data.layout import Shapes
-from arcticjax.plan import fit, report
+from arcticjax.plan import fit
 from tests import tiny
 
 
@@ -19,6 +20,8 @@ class Stub:
     fits: bool = False
     train_fits: bool = False
     memory_bytes: int = 2**31
+    evaluation_memory: int = 0
+    tasks_too_large: list = dataclasses.field(default_factory=list)
 
     @property
     def shapes(self):
@@ -54,28 +57,37 @@ def test_what_is_set_already_is_not_proposed(load):
     assert next(iter(fit.changes(Stub(load([]), rows=6), load))) == ["train.microbatch=4"]
 
 
-def test_nothing_is_proposed_where_only_scoring_does_not_fit(load):
-    assert list(fit.changes(Stub(load([]), train_fits=True), load)) == []
-    assert "fewer documents" in report.advice([])
+def test_what_scoring_needs_is_made_smaller(load):
+    """First what the run keeps meanwhile, then the tasks that are too large."""
+    sets = ["evaluation.tasks=['beir:a', 'beir:b']", "evaluation.every_steps=2"]
+    two, fewer = "train.passes=two", 'evaluation.tasks=["beir:b"]'
+    stub = Stub(load(sets), train_fits=True, tasks_too_large=["beir:a"])
+    with_tasks = lambda settings: load([*sets, *settings])  # noqa: E731
+    assert list(fit.changes(stub, with_tasks)) == [[two], [fewer], [two, fewer]]
+    # Where encoding is too large no task is left, and what speaks of tasks goes with them.
+    none = ["evaluation.tasks=[]", "evaluation.every_steps=null", "evaluation.demo_queries=[]"]
+    stub = Stub(load(sets), train_fits=True, passes="two")
+    assert list(fit.changes(stub, with_tasks)) == [none]
 
 
 class Planner:
-    """Fits below a number of rows."""
+    """Trains below a number of rows, and scores without tasks or if `scores`."""
 
-    def __init__(self, most):
-        self.most, self.tried = most, []
+    def __init__(self, most, scores=True):
+        self.most, self.scores, self.tried = most, scores, []
 
-    def plan(self, config, *, evaluation):
-        assert not evaluation
+    def plan(self, config, *, evaluation=True):
         self.tried.append((config.train.microbatch, config.train.passes))
-        return Stub(config, fits=(config.train.microbatch or 99) <= self.most)
+        trains = (config.train.microbatch or 99) <= self.most
+        scores = self.scores or not evaluation or not config.evaluation.tasks
+        return Stub(config, train_fits=trains, fits=trains and scores)
 
 
 def test_the_first_change_that_fits_is_taken(load):
     planner, said = Planner(2), []
     found = fit.search(planner, Stub(load([])), load, said.append)
     assert found is not None and found[0] == ["train.microbatch=2"]
-    assert [one for one, _ in planner.tried] == [4, 2]
+    assert [one for one, _ in planner.tried] == [4, 2, 2]  # the last with what scoring compiles
     assert said == [
         "tried    train.microbatch=4: 2.00 GiB, does not fit",
         "tried    train.microbatch=2: 2.00 GiB, fits",
@@ -87,3 +99,11 @@ def test_the_search_ends(load, monkeypatch):
     planner = Planner(0)
     assert fit.search(planner, Stub(load([])), load, lambda line: None) is None
     assert len(planner.tried) == 3
+
+
+def test_a_step_that_fits_is_followed_by_scoring_that_fits(load):
+    said = []
+    found = fit.search(Planner(2, scores=False), Stub(load([])), load, said.append)
+    assert found is not None and found[1].fits
+    assert found[0][:2] == ["train.microbatch=2", "evaluation.tasks=[]"]
+    assert said[2] == "tried    train.microbatch=2 train.passes=two: 2.00 GiB, does not fit"

@@ -1,5 +1,6 @@
 """The command on eight fake devices, in this process; one program is compiled for all tests."""
 
+import dataclasses
 import json
 import math
 import re
@@ -75,7 +76,15 @@ def test_the_fields_that_scripts_read(planned):
     programs = [one["program"] for one in plan["compiled_shapes"]]
     assert programs == ["train_step", "encode", "search"]
     assert all(one["memory_bytes"] > 0 for one in plan["compiled_shapes"])
-    assert plan["compiled_shapes"][2]["documents"] == 40
+    step, encode, search = plan["compiled_shapes"]
+    assert search["documents"] == 40
+    # While scoring runs, the state and what the step keeps stay on the device.
+    parts = plan["hbm_parts"]
+    kept = parts["optimizer"] + parts["kept_activations"]
+    assert encode["memory_in_run_bytes"] == pytest.approx(encode["memory_bytes"] + kept, abs=64)
+    state = kept + parts["parameters"]
+    assert search["memory_in_run_bytes"] == pytest.approx(search["memory_bytes"] + state, abs=64)
+    assert "memory_in_run_bytes" not in step
 
 
 def test_parts_of_the_memory(planned):
@@ -104,6 +113,26 @@ def test_the_collectives_of_a_step(planned):
     assert set(size) == {"all-gather", "reduce-scatter", "all-reduce"}
 
 
+@pytest.mark.slow
+def test_a_guide_is_part_of_the_plan(planned, tmp_path):
+    """Its parameters on every device, and one all-gather of its documents more."""
+    plan, config = planned
+    spec = dataclasses.replace(tiny.SPEC, hidden_size=16, num_layers=1, num_heads=2)
+    guide = tiny.model_folder(tmp_path / "guide", spec=spec)
+    sets = (f"loss.guide={{model: {guide}}}", "evaluation.tasks=[]")
+    assert run(config, "--topology", "cpu:8", "--json", str(tmp_path / "p.json"), sets=sets) == 0
+    guided = json.loads((tmp_path / "p.json").read_text())
+    parts = guided["hbm_parts"]
+    assert parts["guide"] == 4 * spec.parameter_count()
+    assert parts["gathered_documents"] == 16 * (2 * 32 + 16) * 4
+    assert guided["hbm_bytes_per_chip"] == sum(parts.values())
+    assert guided["hbm_bytes_per_chip"] > plan["hbm_bytes_per_chip"] + parts["guide"]
+    found = [Counter((one["op"], one["bytes"]) for one in p["collectives"]) for p in (guided, plan)]
+    assert found[0] - found[1] == {("all-gather", 16 * 16 * 4): 1}
+    assert not found[1] - found[0]
+    assert any(note.startswith("guide: ") for note in guided["notes"])
+
+
 def test_it_is_said_in_words(planned, capsys, monkeypatch):
     """And a plan that does not fit names what to try, in order."""
     plan, config = planned
@@ -120,6 +149,61 @@ def test_it_is_said_in_words(planned, capsys, monkeypatch):
         "try      --set train.microbatch=1",
         "try      --set train.passes=two",
     ]
+
+
+@pytest.mark.slow
+def test_scoring_that_does_not_fit_is_made_to(planned, capsys, monkeypatch, tmp_path):
+    """The step fits, and what it keeps leaves scoring no room."""
+    plan, config = planned
+    _, *scoring = plan["compiled_shapes"]
+    largest = max(one["memory_in_run_bytes"] for one in scoring)
+    room = largest - plan["hbm_parts"]["kept_activations"]
+    monkeypatch.setattr(planner.Plan, "train_fits", property(lambda plan: True))
+    monkeypatch.setattr(topology, "memory", lambda target: room)
+    sets, file = ("train.passes=one",), tmp_path / "plan.json"
+    assert run(config, "--topology", "cpu:8", "--fit", "--json", str(file), sets=sets) == 0
+    found = json.loads(file.read_text())
+    assert not found["fits"] and found["fit"]["changes"] == ["train.passes=two"]
+    assert "fits by  --set train.passes=two" in capsys.readouterr().out
+
+
+MINING = {"input": "x", "output": "out", "top_k": 50, "document_block": 2000, "shard": 100}
+
+
+@pytest.fixture(scope="module")
+def mined(tmp_path_factory):
+    """(plan as JSON, config file) of mining with a tiny teacher on eight devices."""
+    folder = tmp_path_factory.mktemp("mine")
+    teacher = str(tiny.model_folder(folder / "teacher"))
+    config = folder / "mine.yaml"
+    config.write_text(json.dumps({"teacher": teacher, **MINING}))
+    options = ("--mine", "300/9000", "--topology", "cpu:8", "--json", str(folder / "plan.json"))
+    assert run(config, *options) == 0
+    return json.loads((folder / "plan.json").read_text()), config
+
+
+def test_mining_compiles_what_it_runs(mined):
+    plan, _ = mined
+    encode, search = plan["compiled_shapes"]
+    assert (encode["program"], encode["row_length"]) == ("encode", 32)
+    assert (plan["document_block"], plan["blocks"]) == (2000, 5)
+    # A whole tile of 4,096 is the least that a device holds.
+    assert (search["documents_per_device"], search["top_k"]) == (4096, 50)
+    params = 4 * tiny.SPEC.parameter_count()
+    assert search["memory_bytes"] > 4 * 4096 * 32
+    assert search["memory_in_run_bytes"] == search["memory_bytes"] + params
+    most = max(search["memory_in_run_bytes"], encode["memory_bytes"])
+    assert plan["fits"] and plan["hbm_bytes_per_chip"] == most
+
+
+def test_a_block_of_documents_that_does_not_fit_is_halved(mined, capsys, monkeypatch):
+    plan, config = mined
+    monkeypatch.setattr(topology, "memory", lambda target: plan["hbm_bytes_per_chip"] + 2**16)
+    options = ("--mine", "300/1000000", "--topology", "cpu:8", "--fit")
+    assert run(config, *options, sets=("document_block=100000",)) == 0
+    said = capsys.readouterr().out
+    assert "does NOT fit" in said
+    assert "fits by  --set document_block=25000" in said
 
 
 def test_without_a_topology_it_plans_for_this_machine(planned, tmp_path):
@@ -160,6 +244,7 @@ def test_a_shrunk_recipe_plans_on_fake_devices(tmp_path):
     [
         (("--topology", "v5e"), "v5e:16x16"),
         (("--topology", "cpu:8", "--lengths", "12"), "--lengths"),
+        (("--topology", "cpu:8", "--mine", "12"), "--mine"),
         (("--topology", "cpu:8", "--lengths", "12/0"), "--lengths"),
         (("--topology", "cpu:8", "--efficiency", "2"), "--efficiency"),
         (("--topology", "cpu:8", "--json", "/no/such/folder/plan.json"), "no folder"),

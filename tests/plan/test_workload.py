@@ -101,6 +101,14 @@ def test_sizes_of_a_folder_and_of_published_models(folder):
     assert any("not on this machine" in note for note in found.notes)
 
 
+def test_sizes_of_a_guide(folder):
+    assert workload.describe(config(folder)).guide is None
+    hub = {"loss.guide": {"model": "Snowflake/snowflake-arctic-embed-l"}}
+    assert workload.describe(config(folder, **hub)).guide == PRESETS["l"]
+    here = {"loss.guide": {"model": str(folder / "model")}}
+    assert workload.describe(config(folder, **here)).guide == tiny.SPEC
+
+
 def test_a_prompt_without_a_tokenizer_is_counted(folder):
     changes = {"model.init": "intfloat/e5-large-unsupervised", "model.query_prompt": "find this: "}
     found = workload.describe(config(folder, **changes))
@@ -116,6 +124,7 @@ def test_a_prompt_without_a_tokenizer_is_counted(folder):
             {"model.init": "intfloat/e5-base-unsupervised", "data.document_length": 1024},
             "1024 tokens, but the model takes 512",
         ),
+        ({"loss.guide": {"model": "somebody/guide"}}, "loss.guide.model.*sizes are not known"),
     ],
 )
 def test_what_cannot_be_told_is_explained(folder, changes, words):

@@ -40,20 +40,30 @@ def whole(pieces, arrays):
 
 
 def gradient_program(
-    encoder, params, builder, devices, *, fsdp=1, slices=1, objective=OBJECTIVE, **options
+    encoder,
+    params,
+    builder,
+    devices,
+    *,
+    fsdp=1,
+    slices=1,
+    objective=OBJECTIVE,
+    guide=None,
+    **options,
 ):
-    """step -> (gradients, metrics), compiled once."""
+    """step -> (gradients, metrics), compiled once. guide: its encoding and parameters."""
     mesh = meshes.make_mesh(devices // fsdp, fsdp, slices)
     with jax.set_mesh(mesh):
         parts, kept = make_parts(encoder, builder, mesh, objective=objective, **options)
-        program = jax.jit(steps.make_gradient(*parts), donate_argnums=1)
+        program = jax.jit(steps.make_gradient(*parts, guide=guide and guide[0]), donate_argnums=1)
         arrays = placed(params, objective, parts[-1])
+        guide_params = [meshes.replicate(mesh, guide[1])] if guide else []
 
     def one(step):
         nonlocal kept
         with jax.set_mesh(mesh):
             batch = meshes.host_to_global(mesh, builder(step).arrays)
-            pieces, kept, metrics = program(arrays, kept, batch)
+            pieces, kept, metrics = program(arrays, kept, batch, *guide_params)
         found = whole(pieces, arrays)
         return (
             (found["params"], found["loss"], metrics)
@@ -64,12 +74,14 @@ def gradient_program(
     return one
 
 
-def make_step(encoder, params, builder, mesh, epsilon=1e-8, **options):
-    """A state, the compiled step and its buffers."""
+def make_step(encoder, params, builder, mesh, epsilon=1e-8, guide=None, **options):
+    """A state, the compiled step and its buffers. guide: its encoding."""
     parts, kept = make_parts(encoder, builder, mesh, **options)
     objective, sharding = parts[1], parts[3]
     schedule = optax.constant_schedule(2e-3)
     optimizer = optax.adamw(schedule, eps=epsilon)
-    step = jax.jit(steps.make_train_step(*parts, optimizer, schedule), donate_argnums=(0, 1))
+    step = jax.jit(
+        steps.make_train_step(*parts, optimizer, schedule, guide=guide), donate_argnums=(0, 1)
+    )
     arrays = {"params": params, "loss": objective.init()}
     return states.init_state(arrays, optimizer, sharding), step, kept

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from arcticjax.losses import Contrast, Labels, dense_infonce
+from arcticjax.losses import Contrast, Guide, Labels, dense_infonce
 from arcticjax.parallel import mesh as meshes
 from arcticjax.step.objective import Objective
 
@@ -28,12 +28,20 @@ CASES = {
     "plain": {},
     "symmetric": {"symmetric": True, "learn_temperature": True},
     "all": {**ALL, "learn_temperature": True},
+    "guide": {
+        "symmetric": True,
+        "query_query": True,
+        "document_query": True,
+        "document_document": True,
+        "guide_margin": 0.1,
+    },
 }
 
 
 @pytest.fixture(scope="module")
 def problem():
-    """Texts of all devices and labels in which documents are shared and places are empty."""
+    """Texts of all devices, by the encoder and by a guide, and labels in which documents are shared
+    and places are empty."""
     rng = np.random.default_rng(0)
     queries, documents = (
         texts / np.linalg.norm(texts, axis=1, keepdims=True)
@@ -46,27 +54,40 @@ def problem():
     column_groups = np.arange(PAIRS)
     column_groups[[3, 20]] = -1  # nobody needs these places
     labels = (positives[:, None], groups, column_groups)
-    return queries, documents, [part.astype(np.int32) for part in labels]
+    guided = rng.normal(0.2, 1, (2, PAIRS, 5)).astype(np.float32)
+    guided /= np.linalg.norm(guided, axis=2, keepdims=True)
+    return queries, documents, [part.astype(np.int32) for part in labels], guided
 
 
 def on_devices(objective, problem, devices):
-    queries, documents, (positives, groups, columns) = problem
+    queries, documents, (positives, groups, columns), guided = problem
     mesh = meshes.make_mesh(devices)
-    both = np.concatenate(
-        [part.reshape(devices, -1, WIDTH) for part in (queries, documents)], axis=1
-    )
+
+    def by_device(queries, documents):
+        return np.concatenate(
+            [part.reshape(devices, -1, part.shape[1]) for part in (queries, documents)], axis=1
+        )
+
+    texts = {"vectors": by_device(queries, documents)}
+    if objective.guide_margin is not None:
+        texts["guided"] = by_device(*guided)
     batch = {
         "positives": positives.reshape(devices, -1, 1),
         "row_groups": groups.reshape(devices, -1),
         "column_groups": columns.reshape(devices, -1),
     }
 
-    def local(learned, vectors, batch):
+    def local(learned, texts, batch):
         vary = lambda leaf: jax.lax.pcast(leaf, meshes.AXES, to="varying")  # noqa: E731
         batch = {name: part[0] for name, part in batch.items()}
         (loss, sums), (learned_gradient, gradient) = jax.value_and_grad(
             objective, argnums=(0, 1), has_aux=True
-        )(jax.tree.map(vary, learned), vectors[0], batch)
+        )(
+            jax.tree.map(vary, learned),
+            texts["vectors"][0],
+            batch,
+            texts["guided"][0] if "guided" in texts else None,
+        )
         learned_gradient = jax.tree.map(
             lambda leaf: jax.lax.psum(leaf, meshes.AXES), learned_gradient
         )
@@ -79,7 +100,7 @@ def on_devices(objective, problem, devices):
         out_specs=(P(), P(), P(), meshes.BATCH),
     )
     loss, sums, learned, gradient = jax.jit(program)(
-        objective.init(), *meshes.host_to_global(mesh, (both, batch))
+        objective.init(), *meshes.host_to_global(mesh, (texts, batch))
     )
     half = PAIRS // devices
     parts = np.split(np.asarray(gradient), [half], axis=1)
@@ -88,42 +109,60 @@ def on_devices(objective, problem, devices):
 
 def by_definition(objective, problem):
     """((loss, sums), gradients) of what is learned, of queries and of documents."""
-    *texts, _ = problem
+    *texts, _, _ = problem
     mean_loss = jax.value_and_grad(definition(objective, problem), argnums=(0, 1, 2), has_aux=True)
     return jax.jit(mean_loss)(objective.init(), *texts)
 
 
 def loss_by_definition(objective, problem):
-    *texts, _ = problem
+    *texts, _, _ = problem
     return float(jax.jit(definition(objective, problem))(objective.init(), *texts)[0])
 
 
 def definition(objective, problem):
     """(learned, queries, documents) -> the mean loss and sums."""
-    *_, labels = problem
+    *_, labels, guided = problem
     positives, groups, columns = map(jnp.asarray, labels)
+    guided_queries, guided_documents = guided
+    guided_own = guided_documents[positives[:, 0]]
+
+    def guide(rows, columns):
+        return None if objective.guide_margin is None else Guide(rows, columns)
 
     def mean_loss(learned, queries, documents):
         own = documents[positives[:, 0]]
         more = []
         if objective.query_query:
-            more.append(Contrast(queries, queries, groups))
+            guiding = guide(guided_queries, guided_queries)
+            more.append(Contrast(queries, queries, groups, guiding))
         if objective.document_query:
-            more.append(Contrast(own, queries, groups))
+            more.append(Contrast(own, queries, groups, guide(guided_own, guided_queries)))
         if objective.document_document:
-            more.append(Contrast(own, documents, columns))
+            more.append(Contrast(own, documents, columns, guide(guided_own, guided_documents)))
         options = {
             "temperature": jnp.exp(learned["log_temperature"]) if learned else 0.3,
             "sizes": objective.matryoshka or None,
             "margin": objective.margin,
+            "guide_margin": objective.guide_margin or 0.0,
         }
         there = dense_infonce(
-            queries, documents, Labels(positives, groups, columns), contrasts=more, **options
+            queries,
+            documents,
+            Labels(positives, groups, columns),
+            contrasts=more,
+            guide=guide(guided_queries, guided_documents),
+            **options,
         )
         loss = there.loss / there.count
         if objective.symmetric:
             pairs = jnp.arange(PAIRS, dtype=jnp.int32)
-            back = dense_infonce(own, queries, Labels(pairs[:, None], groups, groups), **options)
+            back = dense_infonce(
+                own,
+                queries,
+                Labels(pairs[:, None], groups, groups),
+                guide=guide(guided_own, guided_queries),
+                **options,
+            )
             loss = (loss + back.loss / back.count) / 2
         return loss, there
 
@@ -149,7 +188,7 @@ def test_equals_its_definition(problem, case):
 def test_every_switch_changes_the_loss(problem):
     """Agreement would mean nothing for one that does nothing."""
     plain = loss_by_definition(PLAIN, problem)
-    for name, value in ALL.items():
+    for name, value in {**ALL, "guide_margin": 0.1}.items():
         switched = loss_by_definition(dataclasses.replace(PLAIN, **{name: value}), problem)
         assert abs(switched - plain) > 1e-3, name
 

@@ -84,9 +84,10 @@ def test_as_many_collectives_on_more_devices(by_devices):
 @pytest.mark.parametrize("devices", DEVICES)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_optimizer_is_shared_by_all_devices(by_devices, preset, devices):
-    """Two float32 numbers a parameter, over the devices; flattened leaves are padded a little."""
+    """Two float32 numbers a parameter, over the devices; flattened leaves, and so the gradients
+    that are scattered, are padded by less than a hundredth."""
     share = 8 * PRESETS[preset].parameter_count() / devices
-    assert by_devices[devices]["optimizer_bytes"][preset] == pytest.approx(share, rel=0.05)
+    assert by_devices[devices]["optimizer_bytes"][preset] == pytest.approx(share, rel=0.01)
 
 
 def test_memory_grows_with_pairs_as_their_embeddings():

@@ -10,10 +10,11 @@ import pytest
 
 from arcticjax.data.layout import Shapes
 from arcticjax.models.encoder import Encoder
+from arcticjax.parallel import mesh as meshes
 from tests import tiny
 from tests.losses import equivalence
 from tests.losses.problems import reference
-from tests.step.parts import TEMPERATURE, gradient_program
+from tests.step.parts import TEMPERATURE, gradient_program, make_step
 from tests.step.plain import padded, read
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -103,3 +104,20 @@ def test_cell_equals_the_reference(cell):
         assert np.linalg.norm(np.asarray(found) - one) <= coarse * norm, path
         apart.append(np.linalg.norm(np.asarray(found) - one) / norm)
     assert (max(apart) > 1e-4) == (cell["dtype"] == "bfloat16")
+
+
+@pytest.mark.slow
+def test_packed_and_padded_rows_give_the_same_losses_as_training_goes_on():
+    paths = []
+    for rows in ("packed", "padded"):
+        builder, mesh = builder_of(1, "many", rows), meshes.make_mesh(1)
+        with jax.set_mesh(mesh):
+            state, step, kept = make_step(*encoder_and_params(), builder, mesh)
+            losses = []
+            for number in range(5):
+                batch = meshes.host_to_global(mesh, builder(number).arrays)
+                state, kept, metrics = step(state, kept, batch)
+                losses.append(float(metrics["loss"]))
+        paths.append(losses)
+    np.testing.assert_allclose(*paths, rtol=1e-4)
+    assert len(set(paths[0])) == 5

@@ -3,12 +3,15 @@
 The plain one: padded texts, the whole score matrix, one device, automatic gradients.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from arcticjax.losses import Guide
 from arcticjax.losses.reference import dense_infonce
 from arcticjax.models.encoder import Encoder
 from arcticjax.parallel import mesh as meshes
@@ -37,17 +40,32 @@ def params():
 
 @pytest.fixture(scope="module")
 def plain(encoder, params):
-    """(builder, step) -> loss, accuracy, gradient by the definition: texts padded, all scores."""
+    return by_definition(encoder, params)
+
+
+def by_definition(encoder, params, guide=None, guide_margin=0.0):
+    """(builder, step) -> loss, accuracy, gradient by the definition: texts padded, all scores.
+    guide: its encoding and parameters."""
 
     def embed(params, rows):
         return encoder.embed(params, *rows, pooling="mean")[:, 0]
 
     def mean_loss(params, query_rows, document_rows, labels):
+        guided = None
+        if guide is not None:
+            guided = Guide(
+                *(
+                    guide[0].encoder.embed(guide[1], *rows, pooling=guide[0].pooling)[:, 0]
+                    for rows in (query_rows, document_rows)
+                )
+            )
         sums = dense_infonce(
             embed(params, query_rows),
             embed(params, document_rows),
             labels,
             temperature=TEMPERATURE,
+            guide=guided,
+            guide_margin=guide_margin,
         )
         return sums.loss / sums.count, sums.correct / sums.count
 
@@ -108,6 +126,24 @@ def test_loss_and_gradient_equal_the_plain_ones(encoder, params, plain, devices,
         differences = jax.tree.map(jnp.subtract, gradients, wanted)
         for path, difference in jax.tree_util.tree_leaves_with_path(differences):
             assert float(jnp.abs(difference).max()) < 1e-5 * norm, path
+
+
+def test_a_guide_reads_the_same_rows(encoder, params, plain):
+    """Frozen and of other sizes; it is no part of what is trained."""
+    spec = dataclasses.replace(tiny.SPEC, hidden_size=16, num_layers=1, num_heads=2)
+    guide = steps.Encoding(Encoder(spec), "mean"), Encoder(spec).init(jax.random.key(7))
+    objective, builder = Objective(TEMPERATURE, tile=8, guide_margin=0.01), tiny.builder(4, rows=1)
+    loss, accuracy, wanted = by_definition(encoder, params, guide, 0.01)(builder, 1)
+    assert loss < 0.98 * plain(builder, 1)[0]  # it leaves something out
+    program = gradient_program(
+        encoder, params, builder, 4, fsdp=2, passes="one", objective=objective, guide=guide
+    )
+    gradients, metrics = program(1)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=2e-6)
+    np.testing.assert_allclose(metrics["accuracy"], accuracy, rtol=1e-6)
+    assert jax.tree.structure(gradients) == jax.tree.structure(wanted)
+    difference = optax.tree.norm(jax.tree.map(jnp.subtract, gradients, wanted))
+    assert difference < 1e-5 * float(optax.tree.norm(wanted))
 
 
 def test_what_is_kept_is_activations(encoder):
