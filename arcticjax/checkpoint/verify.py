@@ -24,10 +24,8 @@ class Verdict:
     def __str__(self) -> str:
         if self.problem is not None or self.manifest is None:
             return f"step {self.step}  damaged  {self.problem}"
-        files = self.manifest.files.values()
-        return (
-            f"step {self.step}  good     {len(files)} files, {sum(f.size for f in files):,} bytes"
-        )
+        sizes = [file.size for file in self.manifest.files.values()]
+        return f"step {self.step}  good     {len(sizes)} files, {sum(sizes):,} bytes"
 
 
 def find(run: str | os.PathLike[str]) -> StepDirectories:
@@ -66,7 +64,7 @@ def require_good(directories: StepDirectories, verdicts: list[Verdict]) -> int:
     if bad:
         damaged = ", ".join(f"step {one.step} ({one.problem})" for one in bad)
         raise CheckpointError(
-            f"checkpoints in {place}: damaged: {damaged}. The run would go on from step {good[-1]}; "
-            "restore the damaged files from a copy to keep more"
+            f"checkpoints in {place}: damaged: {damaged}. The run would go on from step "
+            f"{good[-1]}; restore the damaged files from a copy to keep more"
         )
     return good[-1]

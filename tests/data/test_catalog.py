@@ -91,7 +91,7 @@ def test_sources_in_order(world):
 def test_a_source_is_tokenised_once(world, monkeypatch):
     first = world.open({"a": 20})
 
-    def never(_):
+    def never(*_):
         raise AssertionError("read again")
         yield
 
@@ -116,8 +116,8 @@ def test_a_changed_file_or_tokenizer_is_tokenised_again(world):
 def test_a_file_that_changes_while_read_is_an_error(world, monkeypatch):
     read = adapters.read_pairs
 
-    def growing(source):
-        yield from read(source)
+    def growing(source, records):
+        yield from read(source, records)
         with Path(source.path).open("a") as file:
             file.write('{"query": "w1", "document": "w2"}\n')
 
