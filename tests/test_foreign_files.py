@@ -28,7 +28,7 @@ from arcticjax.train.json_lines import read_json_lines
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
-ATTEMPTS = settings(max_examples=50, deadline=None)
+ATTEMPTS = settings(max_examples=25, deadline=None)
 # Anything that JSON can say, small.
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
