@@ -20,7 +20,9 @@ from arcticjax.train.json_lines import write_atomically
 
 GOODPUT_FILE = "goodput.json"
 # Parts of an attempt in the order in which they first come.
-PARTS = ("start", "prepare", "restore", "compile", "evaluate", "data", "step", "save", "export")
+PARTS: tuple[str, ...] = (
+    "start", "prepare", "restore", "compile", "evaluate", "data", "step", "save", "export"
+)  # fmt: skip
 # These alternate by the millisecond: the file follows at this distance.
 _OFTEN = frozenset({"data", "step"})
 _SECONDS_BETWEEN_WRITES = 5.0
@@ -110,7 +112,9 @@ class Timeline:
     def summary(self) -> dict[str, Any]:
         """What goodput.json holds: the attempts, and all of the run in `seconds` and `parts`."""
         attempts = [*self._earlier, self._attempt()]
-        parts = {part: sum(one["parts"][part] for one in attempts) for part in PARTS}
+        parts: dict[str, float] = {
+            part: sum(one["parts"][part] for one in attempts) for part in PARTS
+        }
         lost = sum(map(_lost, attempts, attempts[1:]))
         parts["step"] -= lost
         down = sum(map(_down, attempts, attempts[1:]))

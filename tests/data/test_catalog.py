@@ -105,7 +105,7 @@ def test_records_that_are_left_out_are_told_of_whenever_it_is_opened(world):
     path = world.file("a", 200)
     with path.open("a") as file:
         file.write('{"query": "w1", "document":\n')
-    with pytest.raises(DataError, match="'a', .*line 201: not valid JSON"):
+    with pytest.raises(DataError, match=r"'a', .*line 201: not valid JSON"):
         world.open({"a": 200})
     config = world.config({"a": 200})
     [source] = config.data.sources
