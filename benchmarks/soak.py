@@ -161,8 +161,9 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     wanted = (state_digest(straight), records(straight))
     parts = json.loads((straight / "goodput.json").read_text())["parts"]
     training = sum(parts[part] for part in ("data", "step", "save", "evaluate"))
-    # Half of the time before the first step, half of it after: on average a kill falls into each.
-    span = options.span or 2 * max(1.0, seconds - training)
+    # As long before the first step as after it, so that kills fall into both; programs are compiled
+    # only once.
+    span = options.span or 2 * max(1.0, seconds - training - parts["compile"])
     print(f"the run left alone took {seconds:.1f} s, {training:.1f} s of them training", flush=True)
 
     random_ = random.Random(options.seed)

@@ -119,7 +119,7 @@ def leave(code: int) -> NoReturn:
     if code and jax.distributed.is_initialized():
         client = coordination_service()
         try:
-            client.key_value_set(f"{LEAVING}/{jax.process_index()}", str(code))
+            say_leaving(code)
             if talks():
                 for process in range(1, jax.process_count()):
                     client.blocking_key_value_get(f"{LEAVING}/{process}", _LAST_WORDS_MS)
@@ -127,6 +127,11 @@ def leave(code: int) -> NoReturn:
             pass
         os._exit(code)
     sys.exit(code)
+
+
+def say_leaving(code: int) -> None:
+    """Tells the other processes that this one ends with an error's exit code."""
+    coordination_service().key_value_set(f"{LEAVING}/{jax.process_index()}", str(code))
 
 
 def coordination_service() -> Any:

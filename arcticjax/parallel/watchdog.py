@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
+import jax
+
 from arcticjax.errors import ArcticError, Hung
 from arcticjax.parallel import distributed
 
@@ -84,9 +86,19 @@ def end_now(error: ArcticError, directory: Path) -> NoReturn:
         faulthandler.dump_traceback(file)
     with contextlib.suppress(OSError, ValueError):
         print(f"error: {error}", file=sys.__stderr__, flush=True)
-    if distributed.several() and distributed.rank() == 0:
-        time.sleep(_LAST_SECONDS)
+    if distributed.several():
+        # In a thread: the service may be what hangs.
+        telling = threading.Thread(target=_say_leaving, args=(error.exit_code,), daemon=True)
+        telling.start()
+        telling.join(_LAST_SECONDS)
+        if distributed.rank() == 0:
+            time.sleep(_LAST_SECONDS)
     os._exit(error.exit_code)
+
+
+def _say_leaving(code: int) -> None:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        distributed.say_leaving(code)
 
 
 def stacks_file(directory: Path) -> Path:

@@ -90,7 +90,7 @@ def test_a_suspended_process_is_a_lost_one(tmp_path):
         second.communicate()
 
 
-def test_a_process_that_hangs_ends_both_with_142_and_their_stacks(tmp_path):
+def test_a_process_that_hangs_ends_with_142_and_its_stacks_and_the_other_too(tmp_path):
     """Process 1 sleeps in Python before it reports a step; process 0 waits for it in a collective.
     A minute is more than compiling takes."""
     file = tiny.run_config(tmp_path, **TWO | {"mesh.hang_seconds": 60, "mesh.peer_seconds": 600})
@@ -119,8 +119,11 @@ def test_a_process_that_hangs_ends_both_with_142_and_their_stacks(tmp_path):
         stderr=subprocess.STDOUT,
         text=True,
     )
-    outputs = [finish(first, 142), finish(hanging, 142)]
-    assert all("no progress for 60 s" in output.splitlines()[-1] for output in outputs)
+    assert "no progress for 60 s" in finish(hanging, 142).splitlines()[-1]
+    output, _ = first.communicate(timeout=240)
+    # It hangs as long, to a few seconds: which of the two looks first is chance.
+    assert first.returncode in (142, 141)
+    assert re.search("no progress for 60 s|process 1 with exit code 142", output.splitlines()[-1])
     assert "sleeps_in_step_40" in (tmp_path / "run" / "stacks_process_1.txt").read_text()
 
 
