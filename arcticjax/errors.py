@@ -61,6 +61,12 @@ class PeerLost(ArcticError):
     exit_code = 141
 
 
+class Hung(ArcticError):
+    """The run makes no progress."""
+
+    exit_code = 142
+
+
 def run_cli(
     main: Callable[[], int | None], leave: Callable[[int], NoReturn] = sys.exit
 ) -> NoReturn:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from arcticjax.errors import PeerLost, Preempted
+from arcticjax.errors import Hung, PeerLost, Preempted
 
 # Ends of a run that the same command mends: preempted and saved; a peer lost; hung and stopped by
 # the watchdog. Besides, 128 + a signal: SIGABRT (how jax itself ends when it loses a peer), SIGBUS,
 # SIGKILL (the machine was taken or its memory was full), SIGSEGV, SIGTERM (before the run could
 # handle it).
-RESTART = frozenset({Preempted.exit_code, PeerLost.exit_code, 142, 134, 135, 137, 139, 143})
+RESTART = frozenset(
+    {Preempted.exit_code, PeerLost.exit_code, Hung.exit_code, 134, 135, 137, 139, 143}
+)
 
 
 def outcome(codes: Iterable[int]) -> Literal["done", "restart", "fail"]:

@@ -142,6 +142,14 @@ def _hard_negatives(config: Any) -> Iterator[Problem]:
                 ("data", "positives"),
                 "several positives need data.negatives; add it (count: 0 for no hard negatives)",
             )
+    if negatives is not None:
+        for index, source in enumerate(data.sources):
+            if source.bad_records != "error":
+                yield (
+                    ("data", "sources", index, "bad_records"),
+                    "with data.negatives every record must be whole; set error, or write the "
+                    "source again without the bad ones",
+                )
     if not loss.in_batch_negatives and (negatives is None or not negatives.count):
         yield (
             ("loss", "in_batch_negatives"),

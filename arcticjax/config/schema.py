@@ -144,6 +144,14 @@ class SourceConfig(Section):
         description="Share of the batches, relative to the other sources' weights; all sources "
         "have one or none has. null: in proportion to the source's size.",
     )
+    bad_records: Literal["error", "skip"] = Field(
+        default="error",
+        description="What to do with a record that is no pair of texts: stop, or leave it out and "
+        "count it. Sources that are stored already hold none.",
+    )
+    bad_records_limit: Fraction = Field(
+        default=0.01, description="Share of the source's records that may be left out by skip."
+    )
     licence: Text | None = Field(
         default=None,
         description="Licence of the texts, for the model card (apache-2.0, cc-by-sa-4.0, ...). "
@@ -401,6 +409,15 @@ class TrainConfig(Section):
         default="float32",
         description="Type the encoder computes in; weights, statistics and loss are float32.",
     )
+    nonfinite: Literal["error", "skip", "rollback"] = Field(
+        default="error",
+        description="What follows a loss or gradient that is not finite, whose update is never "
+        "applied. error: the run stops. skip: it goes on with the next batch. rollback: so too, "
+        "from the weights and moments of the newest checkpoint; the updates since are lost.",
+    )
+    nonfinite_limit: Positive = Field(
+        default=10, description="Steps of a run that may be not finite; one more stops it."
+    )
     log_every_steps: Positive = Field(
         default=1, description="Steps between two lines of metrics.jsonl."
     )
@@ -432,6 +449,15 @@ class MeshConfig(Section):
         default=100,
         description="Steps between two checks that all processes do the same; the first step is "
         "always checked.",
+    )
+    peer_seconds: PositiveNumber = Field(
+        default=60.0,
+        description="A process that shows no sign of life for so long is lost; the others stop.",
+    )
+    hang_seconds: PositiveNumber | None = Field(
+        default=3600.0,
+        description="A run that makes no progress for so long stops; more than the longest step, "
+        "compilation, evaluation of all tasks or export takes. null: never.",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import gzip
 import importlib
+import itertools
 import json
 import os
 import zlib
@@ -17,6 +18,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from arcticjax.config.schema import SourceConfig
+from arcticjax.data.bad_records import BadRecords
 from arcticjax.data.stored import text_problem
 from arcticjax.errors import DataError
 
@@ -29,26 +31,32 @@ _PARQUET_ROWS = 1024
 _PARQUET_BUFFER = 1 << 20
 
 
-def read_pairs(source: SourceConfig) -> Iterator[tuple[str, str]]:
+def read_pairs(
+    source: SourceConfig, records: BadRecords | None = None
+) -> Iterator[tuple[str, str]]:
     """Streams (query, document) of a source in a fixed order, in bounded memory.
 
     path: a Parquet, JSONL or JSONL.gz file, a folder of one of these kinds (by name, subfolders
     too), `hub:NAME?config=..&split=..&revision=..` (the datasets library, split train) or
     `tfds:NAME?split=..&data_dir=..` (NAME may be a folder that TFDS wrote). Raises DataError naming
-    source, file and record (a line or row, from 1) for anything that is not a pair of texts.
+    source, file and record (a line or row, from 1) for anything that is not a pair of texts, which
+    `records` may allow to be left out instead.
     """
+    records = records or BadRecords(source)
     if source.path.startswith(HUB):
-        yield from _read_records(source, source.path, "record", _hub_records(source))
-        return
-    if source.path.startswith(TFDS):
-        yield from _read_records(source, source.path, "record", _tfds_records(source))
-        return
+        readers = [_read_records(source, source.path, "record", _hub_records(source), records)]
+    elif source.path.startswith(TFDS):
+        readers = [_read_records(source, source.path, "record", _tfds_records(source), records)]
+    else:
+        readers = [
+            (_read_parquet if _kind(file) == "parquet" else _read_jsonl)(source, file, records)
+            for file in source_files(source)
+        ]
     found = False
-    for file in source_files(source):
-        reader = _read_parquet if _kind(file) == "parquet" else _read_jsonl
-        for pair in reader(source, file):
-            found = True
-            yield pair
+    for pair in itertools.chain.from_iterable(readers):
+        found = True
+        yield pair
+    records.end()
     if not found:
         raise DataError(f"{_where(source, source.path)}: holds no records")
 
@@ -112,6 +120,8 @@ def identity(source: SourceConfig) -> dict[str, Any]:
         "query": source.query,
         "document": source.document,
     }
+    if source.bad_records != "error":
+        facts["bad_records"] = source.bad_records
     if not source.path.startswith((HUB, TFDS)):
         facts["path"] = str(Path(source.path).expanduser().resolve())
         facts["files"] = []
@@ -167,7 +177,9 @@ def _is_plain(file: Path) -> bool:
     return file.name.lower().endswith(_ENDINGS)
 
 
-def _read_parquet(source: SourceConfig, file: Path) -> Iterator[tuple[str, str]]:
+def _read_parquet(
+    source: SourceConfig, file: Path, records: BadRecords
+) -> Iterator[tuple[str, str]]:
     where = _where(source, file)
     row = 0
     try:
@@ -181,7 +193,8 @@ def _read_parquet(source: SourceConfig, file: Path) -> Iterator[tuple[str, str]]
                 documents = _texts(batch.column(source.document), where, source.document, row)
                 for pair in zip(queries, documents, strict=True):
                     row += 1
-                    yield _checked(pair, source, where, f"row {row}")
+                    if _is_good(pair, source, f"{where}, row {row}", records):
+                        yield pair
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{where}: cannot be read as Parquet after row {row} ({_one_line(error)}); "
@@ -232,25 +245,32 @@ def _check_column(schema: pa.Schema, where: str, field: str, column: str) -> Non
 
 
 def _texts(array: pa.Array, where: str, column: str, offset: int) -> list[Any]:
+    """The values of a column; what is not UTF-8 is the error that says so."""
     try:
         return array.to_pylist()
     except UnicodeDecodeError:
-        for row, value in enumerate(array, offset + 1):
-            try:
-                value.as_py()
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{where}, row {row}: column {column!r} is not valid UTF-8 ({error})"
-                ) from error
-        raise
+        return [
+            _text(value, f"{where}, row {row}: column {column!r}")
+            for row, value in enumerate(array, offset + 1)
+        ]
 
 
-def _read_jsonl(source: SourceConfig, file: Path) -> Iterator[tuple[str, str]]:
-    return _read_records(source, file, "line", json_lines(source, file))
+def _text(value: pa.Scalar, where: str) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError as error:
+        return DataError(f"{where} is not valid UTF-8 ({error})")
 
 
-def json_lines(source: SourceConfig, file: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, object) of each line that is not blank."""
+def _read_jsonl(source: SourceConfig, file: Path, records: BadRecords) -> Iterator[tuple[str, str]]:
+    return _read_records(source, file, "line", json_lines(source, file, records), records)
+
+
+def json_lines(
+    source: SourceConfig, file: Path, records: BadRecords | None = None
+) -> Iterator[tuple[int, Any]]:
+    """(line number, object) of each line that is not blank, and not one that `records` leaves
+    out."""
     where = _where(source, file)
     number = 0
     try:
@@ -263,8 +283,16 @@ def json_lines(source: SourceConfig, file: Path) -> Iterator[tuple[int, Any]]:
                         f"{where}, line {number}: longer than {_LONGEST_LINE >> 20} MiB; is this "
                         "JSONL, one object a line?"
                     )
-                if not line.isspace():
-                    yield number, _json_object(line, f"{where}, line {number}")
+                if line.isspace():
+                    continue
+                try:
+                    record = _json_object(line, f"{where}, line {number}")
+                except DataError as problem:
+                    if records is None:
+                        raise
+                    records.bad(problem)
+                    continue
+                yield number, record
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
             f"{where}: the gzip data break off or are damaged after line {number} "
@@ -288,21 +316,27 @@ def _json_object(line: bytes, where: str) -> Any:
 
 
 def _read_records(
-    source: SourceConfig, place: object, unit: str, records: Iterable[tuple[int, Mapping[str, Any]]]
+    source: SourceConfig,
+    place: object,
+    unit: str,
+    numbered: Iterable[tuple[int, Mapping[str, Any]]],
+    records: BadRecords,
 ) -> Iterator[tuple[str, str]]:
     """Pairs from numbered mappings; a missing key is an error with the nearest key named."""
     where = _where(source, place)
-    for number, record in records:
+    for number, record in numbered:
         try:
             pair = (record[source.query], record[source.document])
         except KeyError:
             field, column = "query", source.query
             if column in record:
                 field, column = "document", source.document
-            raise DataError(
-                _no_column(f"{where}, {unit} {number}", field, column, list(record))
-            ) from None
-        yield _checked(pair, source, where, f"{unit} {number}")
+            records.bad(
+                DataError(_no_column(f"{where}, {unit} {number}", field, column, list(record)))
+            )
+            continue
+        if _is_good(pair, source, f"{where}, {unit} {number}", records):
+            yield pair
 
 
 def _hub_records(source: SourceConfig) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -376,14 +410,17 @@ def _library_error(source: SourceConfig, library: str, error: Exception) -> Data
     )
 
 
-def _checked(
-    pair: tuple[Any, Any], source: SourceConfig, where: str, record: str
-) -> tuple[str, str]:
+def _is_good(pair: tuple[Any, Any], source: SourceConfig, where: str, records: BadRecords) -> bool:
+    """Whether both sides are usable text; what is not has been told to `records`."""
     for column, value in zip((source.query, source.document), pair, strict=True):
-        problem = text_problem(value)
+        problem = value if isinstance(value, DataError) else text_problem(value)
         if problem:
-            raise DataError(f"{where}, {record}: column {column!r} {problem}")
-    return pair
+            if not isinstance(problem, DataError):
+                problem = DataError(f"{where}: column {column!r} {problem}")
+            records.bad(problem)
+            return False
+    records.good()
+    return True
 
 
 def _where(source: SourceConfig, place: object) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from arcticjax.config.negatives import NegativesConfig
 from arcticjax.config.schema import RunConfig, SourceConfig
 from arcticjax.data import adapters, list_sources, stored
+from arcticjax.data.bad_records import BadRecords
 from arcticjax.data.list_views import ListView
 from arcticjax.data.policy import Policy
 from arcticjax.data.stored import StoredSource
@@ -109,7 +110,7 @@ class Catalog:
 
     fingerprint: hex digest of names, contents, order and weights: two catalogs that share it give
     the same draws. task_folder: the retrieval task of held-out docstrings, if any.
-    notes: what was cut from their candidates, where they have some.
+    notes: what was cut from their records, and from candidates where they have some.
     """
 
     views: list[Any]
@@ -152,7 +153,12 @@ def open_sources(config: RunConfig, tokenizer: TextTokenizer) -> Catalog:
                 f"train.global_batch = {config.train.global_batch}; lower it to {len(views[0])} "
                 "or add data"
             )
-    return Catalog(views, _fingerprint(views), task_folder)
+    notes = [
+        f"{part.name}: {part.manifest['left_out']} records that are no pair of texts"
+        for part in opened
+        if part.manifest.get("left_out")
+    ]
+    return Catalog(views, _fingerprint(views), task_folder, notes)
 
 
 def cache_folder(config: RunConfig) -> Path:
@@ -227,20 +233,24 @@ def open_cached(source: SourceConfig, cache: Path, tokenizer: TextTokenizer) -> 
     directory = cache / "sources" / f"{source.name}-{key[:16]}"
     if not directory.exists():
         _log.info("source %s: tokenising %s into %s", source.name, source.path, directory)
+    records = BadRecords(source)
     return stored.write_source(
         directory,
         source.name,
-        _unchanged(source, origin),
+        _unchanged(source, origin, records),
         tokenizer,
         origin=origin,
         licence=source.licence,
         language=source.language,
+        left_out=lambda: records.left_out,
     )
 
 
-def _unchanged(source: SourceConfig, origin: dict[str, object]) -> Iterator[tuple[str, str]]:
+def _unchanged(
+    source: SourceConfig, origin: dict[str, object], records: BadRecords
+) -> Iterator[tuple[str, str]]:
     """The pairs of a source; DataError at the end if its files changed while they were read."""
-    yield from adapters.read_pairs(source)
+    yield from adapters.read_pairs(source, records)
     if adapters.identity(source) != origin:
         raise DataError(
             f"source {source.name!r}, {source.path}: changed while it was read; run again when it "

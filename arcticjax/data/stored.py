@@ -14,7 +14,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -221,10 +221,13 @@ def open_source(directory: Path | str, *, verify: bool = False) -> StoredSource:
     try:
         for name, facts in manifest["files"].items():
             _check_file(directory, name, facts, verify)
-        for name in SIDECARS:
-            manifest["files"][f"{name}.npy"]
+        # What is read is a file that was checked, and so one of this folder.
+        for name in [f"{name}.npy" for name in SIDECARS] + [
+            shard["file"] for shard in manifest["shards"]
+        ]:
+            manifest["files"][name]
         return StoredSource(directory, manifest)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: lacks or distorts {error}; write the source again") from error
 
 
@@ -237,14 +240,15 @@ def write_source(
     origin: dict[str, Any],
     licence: str | None = None,
     language: Sequence[str] = (),
+    left_out: Callable[[], int] = lambda: 0,
     shard_bytes: int = _SHARD_BYTES,
 ) -> StoredSource:
     """Tokenises `pairs` into a stored source, in bounded memory; equal input gives equal bytes.
 
     The folder is built beside its place and renamed into it. Where another process was faster, its
     folder is used and must hold the same content. origin: JSON, what the pairs are (path,
-    columns). licence, language: of the texts, for the manifest, where known. shard_bytes: size of a
-    shard, about.
+    columns). licence, language: of the texts, for the manifest, where known. left_out: how many
+    records were, asked for at the end. shard_bytes: size of a shard, about.
 
     Raises DataError for a side that is empty or no text (with the record's number, from 1), for no
     pairs at all and for a different source already there; ResourceError where the disk is full or
@@ -258,7 +262,10 @@ def write_source(
     except OSError as error:
         raise _resource_error(directory, error) from error
     try:
-        stated = {"licence": licence, "language": list(language)}
+
+        def stated() -> dict[str, Any]:
+            return {"licence": licence, "language": list(language), "left_out": left_out()}
+
         manifest = _write_files(temporary, name, pairs, tokenizer, origin, stated, shard_bytes)
         temporary.chmod(0o755)
         record_files.sync(temporary)
@@ -287,7 +294,7 @@ def _write_files(
     pairs: Iterable[tuple[str, str]],
     tokenizer: TextTokenizer,
     origin: dict[str, Any],
-    stated: dict[str, Any],
+    stated: Callable[[], dict[str, Any]],
     shard_bytes: int,
 ) -> dict[str, Any]:
     """Writes all files of a stored source and returns its manifest."""
@@ -340,7 +347,7 @@ def _write_files(
             for file, records in zip(names, shards.records, strict=True)
         ],
         "origin": origin,
-        **{key: value for key, value in stated.items() if value},
+        **{key: value for key, value in stated().items() if value},
         "files": {file: record_files.file_facts(folder / file) for file in sorted(files)},
     }
     (folder / MANIFEST).write_text(record_format.to_json(manifest), encoding="utf-8")

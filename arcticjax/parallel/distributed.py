@@ -21,7 +21,8 @@ from arcticjax import errors
 _EXPLICIT = ("ARCTICJAX_COORDINATOR", "ARCTICJAX_PROCESSES", "ARCTICJAX_PROCESS")
 _PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 _EXTRAS = {"gpu": "cuda", "tpu": "tpu"}
-_LEAVING = "arcticjax/leaving"
+# Where a process that leaves with an error says so, by its number.
+LEAVING = "arcticjax/leaving"
 _LAST_WORDS_MS = 5000
 
 
@@ -118,15 +119,19 @@ def leave(code: int) -> NoReturn:
     if code and jax.distributed.is_initialized():
         client = coordination_service()
         try:
+            say_leaving(code)
             if talks():
                 for process in range(1, jax.process_count()):
-                    client.blocking_key_value_get(f"{_LEAVING}/{process}", _LAST_WORDS_MS)
-            else:
-                client.key_value_set(f"{_LEAVING}/{jax.process_index()}", str(code))
+                    client.blocking_key_value_get(f"{LEAVING}/{process}", _LAST_WORDS_MS)
         except jax.errors.JaxRuntimeError:
             pass
         os._exit(code)
     sys.exit(code)
+
+
+def say_leaving(code: int) -> None:
+    """Tells the other processes that this one ends with an error's exit code."""
+    coordination_service().key_value_set(f"{LEAVING}/{jax.process_index()}", str(code))
 
 
 def coordination_service() -> Any:
@@ -136,6 +141,23 @@ def coordination_service() -> Any:
     from jax._src.distributed import global_state
 
     return global_state.client
+
+
+def by_process(client: Any, folder: str) -> dict[int, str]:
+    """What each process put into a folder of the service."""
+    return {
+        int(key.rpartition("/")[2]): value for key, value in client.key_value_dir_get(f"{folder}/")
+    }
+
+
+def rank() -> int:
+    """Which process this is, of those that jax started; starts nothing itself."""
+    return jax.process_index() if several() else 0
+
+
+def several() -> bool:
+    """Whether this is one of several processes of a run; starts nothing itself."""
+    return jax.distributed.is_initialized()
 
 
 def talks() -> bool:

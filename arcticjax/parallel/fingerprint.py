@@ -55,9 +55,11 @@ def check(
         client.wait_at_barrier(f"{folder}/hash", timeout_in_ms=wait)
     except jax.errors.JaxRuntimeError as problem:
         raise errors.PeerLost(
-            _missing(when, _read(client, f"{folder}/hash"), count, patience_seconds)
+            _missing(
+                when, distributed.by_process(client, f"{folder}/hash"), count, patience_seconds
+            )
         ) from problem
-    answers = _read(client, f"{folder}/hash")
+    answers = distributed.by_process(client, f"{folder}/hash")
     groups: dict[str, list[int]] = {}
     hosts = []
     for process in range(count):
@@ -160,13 +162,6 @@ def _missing(when: str, answers: Mapping[int, str], count: int, seconds: float) 
         f"{when}: {_processes(absent)} of {count} did not come within {seconds:g} s; the output "
         "over there says why. The same command, given to all processes, resumes the run"
     )
-
-
-def _read(client: Any, folder: str) -> dict[int, str]:
-    """What each process put into a folder of the service."""
-    return {
-        int(key.rpartition("/")[2]): value for key, value in client.key_value_dir_get(f"{folder}/")
-    }
 
 
 @functools.cache

@@ -112,3 +112,17 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
         return jax.tree.map(lambda change, share: change * share, changes, shares)
 
     return optax.chain(adamw, optax.stateless(scale))
+
+
+def at_step(optimizer: Any, step: jax.Array) -> Any:
+    """The optimiser's state with its schedule at `step`: a step whose update was left out, or taken
+    back, is a step of the schedule all the same."""
+
+    def scheduled(part: Any) -> bool:
+        return isinstance(part, optax.ScaleByScheduleState)
+
+    return jax.tree.map(
+        lambda part: part._replace(count=step) if scheduled(part) else part,
+        optimizer,
+        is_leaf=scheduled,
+    )

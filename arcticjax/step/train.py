@@ -38,6 +38,7 @@ from arcticjax.parallel.sharding import PIECE_AXES, PIECES, Sharding, pieces_spe
 from arcticjax.step import activations
 from arcticjax.step.activations import Kept, Pull
 from arcticjax.step.objective import Objective
+from arcticjax.step.optimizer import at_step
 from arcticjax.step.state import State, trainable
 
 Passes = Literal["one", "two"]
@@ -150,7 +151,8 @@ def make_train_step(
             scale = clip_norm / jnp.maximum(norm, clip_norm)
             gradients = jax.tree.map(lambda piece: piece * scale, gradients)
         pieces = sharding.cut(before)
-        changes, moments = optimizer.update(gradients, state["optimizer"], pieces)
+        moments = at_step(state["optimizer"], state["step"])
+        changes, moments = optimizer.update(gradients, moments, pieces)
         # Selecting, not branching: the parameters' all-gather must not hang on a condition.
         pieces, moments = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),

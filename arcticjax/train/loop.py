@@ -14,6 +14,7 @@ import numpy as np
 
 from arcticjax import errors
 from arcticjax.checkpoint.agreement import from_primary
+from arcticjax.checkpoint.disk import explain_write_failure
 from arcticjax.checkpoint.store import CheckpointStore
 from arcticjax.data import pipeline
 from arcticjax.parallel import mesh as meshes
@@ -21,8 +22,10 @@ from arcticjax.parallel.stop import StopSignal
 from arcticjax.step import state as states
 from arcticjax.step.activations import Kept
 from arcticjax.train import alike
+from arcticjax.train.json_lines import write_atomically
 from arcticjax.train.report import Report
 from arcticjax.train.setup import Setup
+from arcticjax.train.timeline import Timeline
 
 
 @dataclass
@@ -33,6 +36,7 @@ class Totals:
     tokens: float = 0.0
     slots: float = 0.0
     seconds: float = 0.0
+    nonfinite: int = 0
 
     def add(self, pairs: int, tokens: float, fill: float, seconds: float) -> None:
         """Counts one step."""
@@ -61,6 +65,7 @@ class Loop:
     directory: Path
     check_lease: Callable[[], None]
     stop: StopSignal
+    timeline: Timeline
     totals: Totals = field(default_factory=Totals)
     first_step_at: float | None = None
     _wait: float = 0.0
@@ -72,6 +77,7 @@ class Loop:
         setup, config = self.setup, self.setup.config
         last = setup.total_steps
         late: tuple[pipeline.HostBatch, dict[str, jax.Array]] | None = None
+        target = states.abstract(state)
         block = meshes.one_at_a_time()
         self._clock = time.monotonic()
         with self.stop.held() as stopped:
@@ -81,9 +87,12 @@ class Loop:
                 state, buffers, metrics = self.compiled(state, buffers, batch)
                 if block or self.first_step_at is None:
                     jax.block_until_ready(metrics)
-                if late is not None:
-                    self._report(*late)
+                if late is not None and self._report(*late):
+                    # Found out one step late: that step is taken back and done again.
+                    state = self._roll_back(step - 1, target)
+                    state, buffers, metrics = self.compiled(state, buffers, batch)
                 late = (host, metrics)
+                self.timeline.step(step)
                 self.first_step_at = self.first_step_at or time.monotonic()
 
                 stop = stopped(step)
@@ -94,22 +103,27 @@ class Loop:
                 save = stop or step == last or step % config.checkpoint.save_every_steps == 0
                 if (evaluate and step < last) or save:
                     # A state is evaluated or saved only once its own numbers are known to be sound.
-                    self._report(*late)
+                    if self._report(*late):
+                        state = self._roll_back(step, target)
                     late = None
                 if evaluate and step < last:
                     setup.embedder.params = setup.program.sharding.whole(state["params"])
-                    self.report.evaluation(step, setup.evaluator.evaluate())
+                    with self.timeline.part("evaluate"):
+                        self.report.evaluation(step, setup.evaluator.evaluate())
                 if save:
-                    self._save(step, state)
+                    with self.timeline.part("save"):
+                        self._save(step, state)
                 if stop and step < last:
-                    self.store.wait()
+                    with self.timeline.part("save"):
+                        self.store.wait()
                     raise errors.Preempted(
                         f"asked to stop: saved step {step} of {last} in {self.directory}; the same "
                         "command resumes"
                     )
                 if late is None:
                     self._clock = time.monotonic()  # evaluating and saving are not the steps' time
-        self.store.wait()
+        with self.timeline.part("save"):
+            self.store.wait()
         return state
 
     def _batches(
@@ -124,12 +138,13 @@ class Loop:
         ahead: tuple[pipeline.HostBatch, dict[str, jax.Array]] | None = None
         while True:
             began = time.monotonic()
-            host = next(hosts, None)
-            sent = (
-                None
-                if host is None
-                else (host, meshes.host_to_global(self.setup.mesh, host.arrays))
-            )
+            with self.timeline.part("data"):
+                host = next(hosts, None)
+                sent = (
+                    None
+                    if host is None
+                    else (host, meshes.host_to_global(self.setup.mesh, host.arrays))
+                )
             self._wait += time.monotonic() - began
             if ahead is not None:
                 yield ahead
@@ -137,7 +152,8 @@ class Loop:
                 return
             ahead = sent
 
-    def _report(self, host: pipeline.HostBatch, metrics: dict[str, jax.Array]) -> None:
+    def _report(self, host: pipeline.HostBatch, metrics: dict[str, jax.Array]) -> bool:
+        """Records a step. True where the weights shall go back to those of a checkpoint."""
         config = self.setup.config
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
         now = time.monotonic()
@@ -145,9 +161,11 @@ class Loop:
         wait, self._wait = self._wait, 0.0
         pairs = config.train.global_batch
         step = host.step + 1
-        if not values.pop("finite"):
-            self._fail(host, values)
-        self.totals.add(pairs, values["tokens"], values["fill"], seconds)
+        finite = values.pop("finite")
+        if finite:
+            self.totals.add(pairs, values["tokens"], values["fill"], seconds)
+        else:
+            self._judge(host, values)
         if step % config.train.log_every_steps == 0 or step == self.setup.total_steps:
             self.report.step(
                 {
@@ -160,6 +178,17 @@ class Loop:
                     **values,
                 }
             )
+        return not finite and config.train.nonfinite == "rollback"
+
+    def _roll_back(self, step: int, target: states.State) -> states.State:
+        """The state of the newest checkpoint, or the initial one, as the one after `step`."""
+        with self.timeline.part("restore"):
+            self.store.wait()
+            restored = self.store.restore(target)
+        state = self.setup.initial_state() if restored is None else restored.state
+        found = 0 if restored is None else restored.step
+        self.report.note(f"step {step}: back to the weights of step {found}")
+        return {**state, "step": meshes.replicate(self.setup.mesh, np.int32(step))}
 
     def _save(self, step: int, state: states.State) -> None:
         # A directory that another run took over while this one hung must not be written to.
@@ -167,23 +196,41 @@ class Loop:
         meta = {**self.setup.meta(), "totals": vars(self.totals)}
         self.store.save(step, state, meta)
 
-    def _fail(self, host: pipeline.HostBatch, values: dict[str, Any]) -> None:
-        """Records which pairs made a step not finite, and stops the run; the weights are those of
-        the step before."""
+    def _judge(self, host: pipeline.HostBatch, values: dict[str, Any]) -> None:
+        """Records which pairs made a step not finite; raises NumericsError where that ends the run.
+
+        The weights are those of the step before. All processes have the same numbers and so judge
+        alike.
+        """
+        wanted = self.setup.config.train
+        self.totals.nonfinite += 1
         step = host.step + 1
         file = self.directory / f"nonfinite_step_{step}.json"
         records = np.sort(host.drawn.records).tolist()
         if jax.process_index() == 0:
             numbers = {name: repr(value) for name, value in values.items()}
-            file.write_text(
-                json.dumps(
-                    {"step": step, "source": host.source, "records": records, "metrics": numbers}
-                )
-            )
+            content = {"step": step, "source": host.source, "records": records, "metrics": numbers}
+            with explain_write_failure(file, f"the records of step {step}", None):
+                write_atomically(file, json.dumps(content).encode())
         shown = ", ".join(map(str, records[:8])) + (", ..." if len(records) > 8 else "")
-        raise errors.NumericsError(
+        what = (
             f"step {step}: loss {values['loss']} with gradient norm {values['gradient_norm']} is "
             f"not finite; source {host.source!r}, records {shown} (all in {file}). The update was "
-            "not applied. Try a lower optimizer.learning_rate, a higher loss.temperature or "
-            "train.precision: float32, in another run.directory"
+            "not applied"
+        )
+        advice = (
+            "Try a lower optimizer.learning_rate, a higher loss.temperature or train.precision: "
+            "float32, in another run.directory"
+        )
+        if wanted.nonfinite == "error":
+            raise errors.NumericsError(
+                f"{what}. {advice}; or go on with train.nonfinite: skip or rollback"
+            )
+        if self.totals.nonfinite > wanted.nonfinite_limit:
+            raise errors.NumericsError(
+                f"{what}. It is one more than train.nonfinite_limit = {wanted.nonfinite_limit}. "
+                f"{advice}"
+            )
+        self.report.note(
+            f"{what} ({self.totals.nonfinite} of train.nonfinite_limit = {wanted.nonfinite_limit})"
         )

@@ -41,7 +41,8 @@ class Result:
     devices; fill is real tokens / slots in [0, 1]. compiled_shapes: one object per program.
     peak_memory_bytes: of one device, or of the process where the device does not say.
     evaluations: "before" | "after" | step -> task -> metric -> value in [0, 1].
-    export: folder of the exported model. None is "not measured", or a number that was not finite.
+    export: folder of the exported model. nonfinite_steps: steps whose update was left out because
+    it was not finite. None is "not measured", or a number that was not finite.
     """
 
     status: str
@@ -56,6 +57,7 @@ class Result:
     peak_memory_bytes: int | None
     evaluations: dict[str, dict[str, dict[str, float | None]]]
     export: str | None
+    nonfinite_steps: int = 0
 
 
 def write_result(directory: Path, outcome: Result | None = None, **fields: Any) -> Path:
@@ -106,14 +108,15 @@ def read_result(directory: Path) -> Result | None:
     if not isinstance(fields, dict):
         found = type(fields).__name__
         raise CheckpointError(f"{path}: expected a JSON object, got {found}; {REMEDY}")
-    names = [field.name for field in dataclasses.fields(Result)]
-    if missing := [name for name in names if name not in fields]:
+    known = dataclasses.fields(Result)
+    needed = [field.name for field in known if field.default is dataclasses.MISSING]
+    if missing := [name for name in needed if name not in fields]:
         raise CheckpointError(
             f"{path}: not a run's result, it lacks {', '.join(missing)}; {REMEDY}"
         )
     if problem := _wrong_type(fields):
         raise CheckpointError(f"{path}: {problem}; {REMEDY}")
-    return Result(**{name: fields[name] for name in names})
+    return Result(**{one.name: fields[one.name] for one in known if one.name in fields})
 
 
 def read_evaluation_records(directory: Path) -> list[dict[str, Any]]:

@@ -28,13 +28,16 @@ from arcticjax.config import RunConfig, differences, dump_config, load_config
 from arcticjax.export import certificate, record
 from arcticjax.parallel import compilation_cache, distributed
 from arcticjax.parallel import mesh as meshes
+from arcticjax.parallel.peers import Peers
 from arcticjax.parallel.stop import StopSignal
+from arcticjax.parallel.watchdog import Watchdog
 from arcticjax.step import activations
 from arcticjax.step import state as states
 from arcticjax.train import alike, result, setup
 from arcticjax.train.json_lines import write_atomically
 from arcticjax.train.loop import Loop, Totals
 from arcticjax.train.report import Report
+from arcticjax.train.timeline import Timeline
 
 # Fields that may change when a run resumes: they do not change what is learned.
 _FREE = (
@@ -54,6 +57,8 @@ _FREE = (
     "train.passes",
     "train.remat",
     "train.attention",
+    "train.nonfinite",
+    "train.nonfinite_limit",
 )
 # What a source says of itself only for the card.
 _STATED = re.compile(r"data\.sources\.\d+\.(licence|language)(\..*)?")
@@ -66,7 +71,7 @@ def run(config: RunConfig) -> result.Result:
     Raises an ArcticError, whose exit codes are part of the command line's contract. SIGTERM is one
     of them, Preempted.
     """
-    began = time.monotonic()
+    began, timeline = time.monotonic(), Timeline()
     directory = RunDirectory(config.run.directory)
     with (
         StopSignal(lambda: _saved(directory)) as stop,
@@ -87,7 +92,7 @@ def run(config: RunConfig) -> result.Result:
         store = stack.enter_context(
             CheckpointStore(directory.checkpoints, keep=config.checkpoint.keep)
         )
-        return _train(config, mesh, directory, store, check_lease, stop, began)
+        return _train(config, mesh, directory, store, check_lease, stop, began, timeline)
 
 
 def _saved(directory: RunDirectory) -> str:
@@ -118,10 +123,13 @@ def _train(
     check_lease: Callable[[], None],
     stop: StopSignal,
     began: float,
+    timeline: Timeline,
 ) -> result.Result:
+    timeline.enter("prepare")
     ready = setup.prepare(config, mesh)
     alike.check_prepared(ready)
     directory = Path(run_directory.path)
+    timeline.enter("restore")
     state = ready.initial_state()
     restored = store.restore(states.abstract(state))
     start, totals = 0, Totals()
@@ -135,28 +143,39 @@ def _train(
         run_directory.write_config(dump_config(config))
         setup.copy_tokenizer(ready.start.tokenizer_file, directory / "tokenizer")
         _write_lineage(ready, directory)
+        timeline.open(directory, start)
 
-    with Report(
-        directory,
-        total_steps=ready.total_steps,
-        start_step=start,
-        tensorboard=config.report.tensorboard,
-        talk=distributed.talks(),
-    ) as report:
+    with (
+        Watchdog(timeline.progress, config.mesh.hang_seconds, directory),
+        Peers(config.mesh.peer_seconds, directory),
+        contextlib.closing(timeline),
+        Report(
+            directory,
+            total_steps=ready.total_steps,
+            start_step=start,
+            tensorboard=config.report.tensorboard,
+            talk=distributed.talks(),
+        ) as report,
+    ):
+        timeline.enter("compile")
         shapes = _announce(ready, report, start)
         buffers = activations.allocate(ready.program.kept, mesh)
         compiled = _compile(ready, state, buffers)
         ready.embedder.params = ready.program.sharding.whole(state["params"])
         ready.evaluator.prepare()
         if start == 0 and config.evaluation.tasks:
-            report.evaluation("before", ready.evaluator.evaluate(), step=0)
-        loop = Loop(ready, compiled, report, store, directory, check_lease, stop, totals)
+            with timeline.part("evaluate"):
+                report.evaluation("before", ready.evaluator.evaluate(), step=0)
+        timeline.enter("step")
+        loop = Loop(ready, compiled, report, store, directory, check_lease, stop, timeline, totals)
         state = loop.run(state, buffers, start)
         del buffers
 
         params = ready.embedder.params = ready.program.sharding.whole(state["params"])
         if config.evaluation.tasks:
+            timeline.enter("evaluate")
             report.evaluation("after", ready.evaluator.evaluate(), step=ready.total_steps)
+        timeline.enter("export")
         if config.report.plots and distributed.talks():
             from arcticjax.train import plots  # matplotlib takes a second or two to import
 
@@ -178,11 +197,12 @@ def _train(
             peak_memory_bytes=_peak_memory(),
             evaluations=result.read_evaluations(directory) if distributed.talks() else {},
             export=export,
+            nonfinite_steps=totals.nonfinite,
         )
         if distributed.talks():
             _close(report, outcome, demo, directory)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("arcticjax run done")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("arcticjax run done")
     return outcome
 
 

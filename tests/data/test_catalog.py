@@ -91,7 +91,7 @@ def test_sources_in_order(world):
 def test_a_source_is_tokenised_once(world, monkeypatch):
     first = world.open({"a": 20})
 
-    def never(_):
+    def never(*_):
         raise AssertionError("read again")
         yield
 
@@ -99,6 +99,22 @@ def test_a_source_is_tokenised_once(world, monkeypatch):
     assert world.open({"a": 20}).fingerprint == first.fingerprint
     with pytest.raises(AssertionError):
         world.open({"a": 20}, cache=str(world.folder / "elsewhere"))
+
+
+def test_records_that_are_left_out_are_told_of_whenever_it_is_opened(world):
+    path = world.file("a", 200)
+    with path.open("a") as file:
+        file.write('{"query": "w1", "document":\n')
+    with pytest.raises(DataError, match=r"'a', .*line 201: not valid JSON"):
+        world.open({"a": 200})
+    config = world.config({"a": 200})
+    [source] = config.data.sources
+    skipping = source.model_copy(update={"bad_records": "skip"})
+    data = config.data.model_copy(update={"sources": [skipping]})
+    for _ in range(2):
+        found = catalog.open_sources(config.model_copy(update={"data": data}), world.tokenizer)
+        assert names(found) == [("a", 200)]
+        assert found.notes == ["a: 1 records that are no pair of texts"]
 
 
 def test_a_changed_file_or_tokenizer_is_tokenised_again(world):
@@ -116,8 +132,8 @@ def test_a_changed_file_or_tokenizer_is_tokenised_again(world):
 def test_a_file_that_changes_while_read_is_an_error(world, monkeypatch):
     read = adapters.read_pairs
 
-    def growing(source):
-        yield from read(source)
+    def growing(source, records):
+        yield from read(source, records)
         with Path(source.path).open("a") as file:
             file.write('{"query": "w1", "document": "w2"}\n')
 

@@ -395,6 +395,7 @@ def test_lengths_that_do_not_fit_the_records_are_found(source):
         (lambda manifest: manifest.update(files=[]), "lacks or distorts"),
         (lambda manifest: manifest.update(pairs=61), r"expected uint32\[61\]"),
         (lambda manifest: manifest["shards"][0].update(records=9), "do not add up to 60"),
+        (lambda manifest: manifest["shards"][0].update(file="../x"), r"lacks or distorts '\.\./x'"),
         (
             lambda manifest: manifest["files"].update({"../x": {"bytes": 1}}),
             "not a plain file name",

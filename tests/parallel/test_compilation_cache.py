@@ -59,6 +59,27 @@ def test_programs_are_found_again(tmp_path):
     assert "/jax/compilation_cache/cache_misses" not in events
 
 
+@pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache:UserWarning")
+def test_a_damaged_program_is_compiled_anew(tmp_path):
+    folder = keep_compiled(str(tmp_path / "given"))
+    assert folder is not None
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    of_jax.reset_cache()
+    threes = jnp.full(5, 3.0)
+
+    def program(x):
+        return x * 2.5 + 1.25
+
+    jax.jit(program)(threes)
+    damaged = [file for file in folder.rglob("*") if file.is_file()]
+    for file in damaged:
+        data = file.read_bytes()
+        file.write_bytes(data[: len(data) // 2])
+    assert damaged
+    jax.clear_caches()
+    assert (jax.jit(program)(threes) == 8.75).all()
+
+
 def test_a_folder_that_others_write_to_is_refused(tmp_path, caplog):
     shared = tmp_path / "shared"
     shared.mkdir()

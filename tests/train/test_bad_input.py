@@ -232,6 +232,18 @@ def test_resuming_on_other_data_shows_both_fingerprints(folder):
     assert before != now.split(" now")[0]
 
 
+@pytest.mark.slow
+def test_a_shard_that_is_damaged_under_a_run(folder):
+    """Files of the right size with other bytes, as a bad disk leaves them."""
+    file = tiny.run_config(folder, **{"data.cache": str(folder / "cache")}, **BARE)
+    command.main(["--config", str(file)])
+    for shard in (folder / "cache" / "sources").glob("a-*/*array_record*"):
+        data = shard.read_bytes()
+        shard.write_bytes(data[:1000] + b"\0" * (len(data) - 2000) + data[-1000:])
+    again = f"run.directory={folder / 'again'}"
+    fails(file, errors.DataError, r"sources/a-.*array_record.*: cannot be read", again)
+
+
 def test_a_kernel_that_this_machine_cannot_run(folder):
     file = tiny.run_config(folder, **{"train.precision": "bfloat16", "train.attention": "splash"})
     fails(file, errors.ConfigError, "train.attention: splash.*runs on tpu, the devices are cpu")

@@ -30,6 +30,7 @@ KEYS = [
     "peak_memory_bytes",
     "evaluations",
     "export",
+    "nonfinite_steps",
 ]
 
 
@@ -47,6 +48,7 @@ def fields(**changes):
         "peak_memory_bytes": 10**9,
         "evaluations": {"before": {"t": {"ndcg_at_10": 0.25}}},
         "export": "RUN/export",
+        "nonfinite_steps": 0,
         **changes,
     }
 

@@ -1,0 +1,47 @@
+"""Command line: are the checkpoints of a run whole?"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from arcticjax import errors
+from arcticjax.checkpoint import verify
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise errors.ConfigError(f"{message}; see python -m arcticjax.checkpoint --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0 where every step is good. Errors are `ArcticError`."""
+    parser = _Parser(
+        prog="python -m arcticjax.checkpoint",
+        description="Look at the checkpoints of a run. Nothing is changed, so it may run beside "
+        "training.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    verifying = commands.add_parser(
+        "verify",
+        help="compare every file of every checkpoint with the size and SHA-256 that were written "
+        "with it; exit code 0: all are good, 4: one is damaged, or none is good",
+    )
+    verifying.add_argument("run", metavar="RUN", help="run.directory, or its checkpoints")
+    options = parser.parse_args(arguments)
+
+    directories = verify.find(options.run)
+    verdicts = []
+    for verdict in verify.verify(directories):
+        print(verdict, flush=True)
+        verdicts.append(verdict)
+    for name in directories.set_aside():
+        print(f"{name}  set aside by a run that found it damaged")
+    newest = verify.require_good(directories, verdicts)
+    print(f"{directories.directory}: all good; the run would go on from step {newest}")
+    return 0
+
+
+if __name__ == "__main__":
+    errors.run_cli(lambda: main(sys.argv[1:]))
