@@ -66,4 +66,5 @@ def test_the_codes_that_scripts_rely_on():
         "ResourceError": 8,
         "Preempted": 42,
         "PeerLost": 141,
+        "Hung": 142,
     }

@@ -22,7 +22,7 @@ from arcticjax.config import load_config
 from arcticjax.config.schema import SourceConfig
 from arcticjax.data import adapters, stored
 from arcticjax.data.bad_records import BadRecords
-from arcticjax.errors import ArcticError, ConfigError, DataError
+from arcticjax.errors import ConfigError, DataError
 from arcticjax.models.tokenizer import TextTokenizer
 from arcticjax.train.json_lines import read_json_lines
 from tests import tiny
@@ -168,8 +168,3 @@ def test_dependencies_are_at_versions_that_are_safe():
         assert lowest and lowest[0] >= Version(safe), name
         versions = [Version(one["version"]) for one in locked if one["name"] == name]
         assert versions and min(versions) >= Version(safe), name
-
-
-def test_every_error_of_ours_has_a_code():
-    codes = [error.exit_code for error in ArcticError.__subclasses__()]
-    assert len(set(codes)) == len(codes) and 0 not in codes and 1 not in codes
