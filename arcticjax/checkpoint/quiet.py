@@ -16,14 +16,16 @@ _undo: Callable[[], None] | None = None
 
 
 class _OrbaxFilter(logging.Filter):
-    """Moves Orbax's records from absl's logger to ours at DEBUG.
+    """Moves Orbax's records from absl's logger, and asyncio's about its tasks, to ours at DEBUG.
 
     What it reports as errors it also raises, and the store turns that into one clear message;
-    its warnings are about its own options.
+    its warnings are about its own options. Of several writes that fail at once asyncio reports all
+    but the first.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if "/orbax/" not in record.pathname.replace("\\", "/"):
+        origin = record.getMessage() if record.name == "asyncio" else record.pathname
+        if "/orbax/" not in origin.replace("\\", "/"):
             return True
         if _detail.isEnabledFor(logging.DEBUG):
             _detail.debug("%s", record.getMessage(), exc_info=record.exc_info)
@@ -53,8 +55,9 @@ def _install() -> Callable[[], None]:
     # which is what finds the file that a record comes from.
     from absl import logging as absl_logging
 
-    absl, noise = absl_logging.get_absl_logger(), _OrbaxFilter()
-    absl.addFilter(noise)
+    loggers, noise = (absl_logging.get_absl_logger(), logging.getLogger("asyncio")), _OrbaxFilter()
+    for logger in loggers:
+        logger.addFilter(noise)
     previous = sys.unraisablehook
 
     # After one failed write the event loop closes, and each write still under way reports that
@@ -67,7 +70,8 @@ def _install() -> Callable[[], None]:
     sys.unraisablehook = hook
 
     def undo() -> None:
-        absl.removeFilter(noise)
+        for logger in loggers:
+            logger.removeFilter(noise)
         if sys.unraisablehook is hook:
             sys.unraisablehook = previous
 

@@ -61,14 +61,19 @@ class Result:
 
 
 def write_result(directory: Path, outcome: Result | None = None, **fields: Any) -> Path:
-    """Writes RUN/result.json, all of it or nothing, from a `Result` or exactly its fields.
+    """Writes RUN/result.json, all of it or nothing, from a `Result` or its fields.
 
     NumPy scalars, integer step labels and paths are accepted and written as JSON has them.
     Returns the file. Raises TypeError if a field is missing, unknown or of a wrong type,
     ResourceError if the file cannot be written.
     """
+    defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(Result)
+        if field.default is not dataclasses.MISSING
+    }
     names = {field.name for field in dataclasses.fields(Result)}
-    fields = (vars(outcome) if outcome else {}) | fields
+    fields = defaults | (vars(outcome) if outcome else {}) | fields
     if fields.keys() != names:
         raise TypeError(
             f"result.json: missing {sorted(names - fields.keys())}, "

@@ -17,8 +17,6 @@ from tests.losses.problems import (
     reference,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 SIZES = ((16, 0.5), (5, 0.3))
 
 
