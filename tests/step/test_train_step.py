@@ -128,8 +128,10 @@ def test_loss_and_gradient_equal_the_plain_ones(encoder, params, plain, devices,
             assert float(jnp.abs(difference).max()) < 1e-5 * norm, path
 
 
+@pytest.mark.slow
 def test_a_guide_reads_the_same_rows(encoder, params, plain):
-    """Frozen and of other sizes; it is no part of what is trained."""
+    """Frozen and of other sizes; it is no part of what is trained. tests/train/test_guide.py holds
+    the same by default, in a whole run."""
     spec = dataclasses.replace(tiny.SPEC, hidden_size=16, num_layers=1, num_heads=2)
     guide = steps.Encoding(Encoder(spec), "mean"), Encoder(spec).init(jax.random.key(7))
     objective, builder = Objective(TEMPERATURE, tile=8, guide_margin=0.01), tiny.builder(4, rows=1)
