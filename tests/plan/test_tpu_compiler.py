@@ -76,8 +76,8 @@ def test_a_training_step_with_the_splash_kernel(tmp_path):
 
 
 def test_a_recipe_for_v5e(tmp_path):
-    # What scoring compiles has tests of its own, and takes as long as the step; a step of one pass
-    # takes twice as long.
+    # What scoring compiles has tests of its own, and takes as long as the step; one pass compiles
+    # for longer than two.
     plan = planned("xs", "v5e:16x16", tmp_path, *WITHOUT_SCORING, "train.passes=two")
     assert plan["fits"] and plan["devices"] == 256
     assert plan["hbm_capacity_bytes"] == int(15.75 * 2**30)
