@@ -28,7 +28,7 @@ def scratch(what: str) -> str:
 # The commands that tests start compile the same few programs in one process after another.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = scratch("programs")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 # So they do with the sources of all that they import, where no bytecode may be left beside them:
 # most of what starting them takes.
 if sys.dont_write_bytecode:
