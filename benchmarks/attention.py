@@ -67,6 +67,9 @@ def main() -> None:
     parser.add_argument("--head-sizes", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--row-lengths", type=int, nargs="+", default=[128, 256, 384, 512])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
+    parser.add_argument(
+        "--implementations", nargs="+", default=list(IMPLEMENTATIONS), choices=IMPLEMENTATIONS
+    )
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--tokens", type=int, help="of a microbatch; left out: as training takes")
     parser.add_argument("--repeats", type=int, default=11)
@@ -84,7 +87,7 @@ def main() -> None:
                 shape: Any = {"dtype": dtype, "head_size": head_size, "row_length": row_length}
                 programs = {
                     one: make(one, rows, row_length, options.heads, head_size, dtype=dtype)
-                    for one in IMPLEMENTATIONS
+                    for one in options.implementations
                     if refusal(one, platform=device.platform, **shape) is None
                 }
                 samples = measuring.interleave(programs, options.repeats, warm=2)

@@ -9,8 +9,9 @@ pairs from the same float32 embeddings (--dtype bfloat16 rounds them) and both g
 
 Three tables:
 - time at the batches up to --timed, sides in turn, and the median ratio of each side to `tiled`;
-- memory: temporaries by the compiler (JAX; at every batch, nothing runs), and the growth of the
-  resident set (on a GPU: of what is allocated) over one call in a process of its own, to --timed;
+- memory: temporaries by the compiler (JAX; at every batch, nothing runs), and the growth over one
+  call of the resident set of a process of its own, to --timed (on a GPU: torch's growth of what is
+  allocated there; JAX allocates the temporaries that the compiler states);
 - relative error of the gradient against float64, in an ordinary regime and where pairs are well
   separated (loss of 1e-6 and less).
 """
@@ -18,6 +19,7 @@ Three tables:
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -76,6 +78,7 @@ def relative_error(found: Gradients, expected: Gradients) -> float:
     )
 
 
+@functools.cache
 def jax_program(side: str, batch: int, width: int, temperature: float, dtype: str) -> Any:
     """The compiled loss and gradients by queries and documents; nothing has run."""
     import jax
@@ -263,7 +266,7 @@ def time_rows(
 
 
 def memory_rows(
-    batch: int, width: int, sides: tuple[str, ...], dtype: str, runs: bool
+    batch: int, width: int, sides: tuple[str, ...], dtype: str, runs: bool, gpu: bool
 ) -> list[dict]:
     """Temporaries by the compiler and, where it `runs`, what one call takes of real memory."""
     rows = []
@@ -272,7 +275,9 @@ def memory_rows(
         if side not in OF_TORCH:
             analysis = jax_program(side, batch, width, 0.05, dtype).memory_analysis()
             row["temporaries_mib"] = analysis.temp_size_in_bytes / 2**20
-        if runs:
+        if runs and gpu and side in OF_TORCH:
+            row["growth_mib"] = _growth_on_gpu(side, batch, width, dtype)
+        elif runs and not gpu:
             arguments = ["--one", side, "--batches", str(batch), "--widths", str(width)]
             row |= measuring.in_own_process("benchmarks.loss", [*arguments, "--dtype", dtype])
         if len(row) > 3:
@@ -280,29 +285,27 @@ def memory_rows(
     return rows
 
 
-def growth(side: str, batch: int, width: int, dtype: str, gpu: bool) -> dict[str, float]:
-    """MiB that one call adds to this process at most (on a GPU: to what is allocated there)."""
+def growth(side: str, batch: int, width: int, dtype: str) -> dict[str, float]:
+    """MiB that one call adds to this process at most."""
     # Libraries take their workspaces at a first, small call.
-    prepared(side, *embeddings(64, width), 0.05, dtype, gpu)[0]()
-    call, _ = prepared(side, *embeddings(batch, width), 0.05, dtype, gpu)
-    if gpu and side in OF_TORCH:
-        import torch
-
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return {"growth_mib": (torch.cuda.max_memory_allocated() - before) / 2**20}
-    if gpu:
-        import jax
-
-        (device,) = jax.local_devices()[:1]
-        before = device.memory_stats()["bytes_in_use"]
-        call()
-        return {"growth_mib": (device.memory_stats()["peak_bytes_in_use"] - before) / 2**20}
+    prepared(side, *embeddings(64, width), 0.05, dtype)[0]()
+    call, _ = prepared(side, *embeddings(batch, width), 0.05, dtype)
     measuring.forget_peak()
     before = measuring.resident()
     call()
     return {"growth_mib": (measuring.peak_resident() - before) / 2**20}
+
+
+def _growth_on_gpu(side: str, batch: int, width: int, dtype: str) -> float:
+    """MiB that one call of a torch side adds to what is allocated on the GPU."""
+    import torch
+
+    call, _ = prepared(side, *embeddings(batch, width), 0.05, dtype, gpu=True)
+    call()  # its gradients stay
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def main() -> None:
@@ -331,7 +334,7 @@ def main() -> None:
     gpu = _on_gpu()
     if options.one is not None:
         (batch,), (width,) = options.batches, options.widths
-        print(json.dumps(growth(options.one, batch, width, options.dtype, gpu)))
+        print(json.dumps(growth(options.one, batch, width, options.dtype)))
         return
     sides = tuple(dict.fromkeys(["tiled", *options.sides]))
     largest = options.timed or (max(options.batches) if gpu else 8192)
@@ -348,7 +351,7 @@ def main() -> None:
     for width in options.widths:
         for batch in options.batches:
             runs = batch <= largest
-            memory += memory_rows(batch, width, sides, options.dtype, runs)
+            memory += memory_rows(batch, width, sides, options.dtype, runs, gpu)
             if runs:
                 times += time_rows(batch, width, sides, options.repeats, options.dtype, gpu)
     print("\nMemory: temporaries by the compiler, and growth of a process over one call, MiB")

@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet
 
-from benchmarks import measuring, texts
+from benchmarks import measuring, models, texts
 
 TEMPERATURE, LEARNING_RATE = 0.05, 2e-5
 ARCTICJAX, TORCH = "arcticjax", "sentence-transformers"
@@ -184,36 +183,6 @@ def joined(group: Sequence[tuple[str, str]]) -> tuple[str, str]:
     return " ".join(queries), " ".join(documents)
 
 
-def model_folder(name: str, pairs: Path, folder: Path) -> Path:
-    """The folder that both sides read: one that is there, or a preset's size with random weights
-    and a tokenizer made from the pairs."""
-    from arcticjax.config import TextContract
-    from arcticjax.export.folder import write_folder
-    from arcticjax.models.encoder import Encoder
-    from arcticjax.models.resolve import resolve
-    from arcticjax.models.spec import PRESETS
-
-    if name not in PRESETS:
-        return resolve(name)
-    import jax
-    import tokenizers
-
-    table = pyarrow.parquet.read_table(pairs)
-    tokenizer = tokenizers.BertWordPieceTokenizer()
-    tokenizer.train_from_iterator(table["document"].to_pylist(), PRESETS[name].vocab_size)
-    (folder / "tokenizer").mkdir()
-    tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        params = jax.device_get(Encoder(PRESETS[name]).init(jax.random.key(0)))
-    return write_folder(
-        folder / name,
-        spec=PRESETS[name],
-        params=params,
-        tokenizer_folder=folder / "tokenizer",
-        contract=TextContract("", "", 32, 256, "cls"),
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures every combination that the arguments name, and prints one table."""
     parser = argparse.ArgumentParser(
@@ -245,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         steps = options.warm + options.turns * options.steps
         most = max(options.batches) * steps
         pairs = write_pairs(options.pairs, folder, most=most, dense=options.dense)
-        model = model_folder(options.model, pairs, folder)
+        model = models.folder(options.model, texts.documents(pairs)[0], folder)
         for shape, batch, precision in itertools.product(
             options.shapes, options.batches, options.precisions
         ):
