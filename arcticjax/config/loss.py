@@ -102,6 +102,8 @@ class LossConfig(Section):
         description="Type in which embeddings go to the other devices and are compared; sums and "
         "gradients between devices are float32.",
     )
-    tile: Positive = Field(
-        default=1024, description="Documents scored at once; bounds memory, not the result."
+    tile: Positive | None = Field(
+        default=None,
+        description="Documents scored at once; bounds memory, not the result. Left out: 1024, on a "
+        "GPU 4096.",
     )

@@ -297,9 +297,10 @@ class TrainConfig(Section):
     )
     remat: Literal["auto", "none", "dots", "named", "full"] = Field(
         default="auto",
-        description="What is kept of a layer for its backward pass: none recomputed, results of "
-        "matrix products, of them only what is dear to compute again, or the layer's input (full: "
-        "all recomputed). auto: named with one pass, none with two.",
+        description="What is kept of a layer for its backward pass: all (none recomputed), the "
+        "results of matrix products and of attention (dots), those and what else is dear to a CPU "
+        "(named), or the layer's input (full: all recomputed). auto: dots; on a CPU named with one "
+        "pass, none with two.",
     )
     attention: Literal["auto", "xla", "looped", "cudnn", "splash"] = Field(
         default="auto",

@@ -257,15 +257,14 @@ def choose_row_length(
 def choose_rows(
     row_counts: Sequence[int], row_length: int, most_tokens: int, overhead_tokens: int = 16
 ) -> int:
-    """Rows of a microbatch: the power of two that costs the fewest token slots over sampled row
-    counts.
+    """Rows of a microbatch, a power of two up to 8 and else a multiple of it: what costs the fewest
+    token slots over sampled row counts.
 
     A microbatch costs its slots and a fixed part worth `overhead_tokens` (accumulating the
     gradient, loop control); `most_tokens` bounds its activations' memory.
     """
-    choices = [1]
-    while 2 * choices[-1] * row_length <= most_tokens:
-        choices.append(2 * choices[-1])
+    most = max(1, most_tokens // row_length)
+    choices = [rows for rows in (1, 2, 4, *range(8, most + 1, 8)) if rows <= most]
 
     def cost(rows: int) -> int:
         return sum(

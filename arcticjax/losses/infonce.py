@@ -52,8 +52,10 @@ from arcticjax.losses.tiles import (
     tile_cosines,
 )
 
-# Scores held at once (8 MiB in fp32): rows are taken in blocks of this over `tile`.
+# Scores held at once (8 MiB in fp32): rows are taken in blocks of this over `tile`, of a wide tile
+# in blocks as long as it is wide, up to a limit.
 SCORES_AT_ONCE = 2**21
+_LONGEST_BLOCK = 4096
 # Below every score, and finite, so that differences of it are numbers.
 FLOOR = -1e30
 
@@ -86,7 +88,7 @@ def tiled_infonce(
     """InfoNCE sums of this device's queries against all documents, `tile` columns at a time.
 
     Embeddings are L2-normalised and of one dtype. `tile` need not divide T and may exceed it.
-    `row_block` rows are scored at once (None: as many as keep a tile within `SCORES_AT_ONCE`).
+    `row_block` rows are scored at once (None: see `SCORES_AT_ONCE`).
     sizes: Matryoshka, (leading dimensions, weight) each; None is the whole embedding with weight 1.
     contrasts: further negatives of each row.
     margin: a column whose cosine exceeds that of the row's lowest positive by more than this is
@@ -110,8 +112,8 @@ def tiled_infonce(
     if tile < 1 or (row_block is not None and row_block < 1):
         raise ValueError(f"tile and row_block must be at least 1, got {tile} and {row_block}")
     tile = min(tile, max(contrast.columns_TD.shape[0] for contrast in contrasts))
-    at_once = row_block or max(1, SCORES_AT_ONCE // (tile * len(numbers)))
-    rows = min(at_once, queries_bD.shape[0])
+    at_once = max(SCORES_AT_ONCE // tile, min(tile, _LONGEST_BLOCK)) // len(numbers)
+    rows = min(row_block or max(1, at_once), queries_bD.shape[0])
     options = _Options(tile, rows, numbers, weights, margin, guide_margin)
     # One varying type for all, so that the rules below need no care for devices; where something
     # replicated comes in, the transpose of this cast adds the devices' gradients.

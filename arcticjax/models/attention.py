@@ -10,10 +10,11 @@ Which of them a device can run, and which one `auto` takes, is the matter of
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from arcticjax import errors
 from arcticjax.models import looped
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
 Implementation = Literal["xla", "looped", "cudnn", "splash"]
+# Names, to rematerialisation policies, of what attention gives and of what its backward pass needs
+# beside that.
+ATTENTION = (looped.MIXED, looped.STATISTICS)
 
 SPLASH_NO_WINDOW = "it knows no windows, and some layers of this model attend within one"
 
@@ -51,7 +55,8 @@ def attend(
             raise errors.ConfigError(f"train.attention: splash cannot be used: {SPLASH_NO_WINDOW}")
         from arcticjax.models import splash  # Pallas takes seconds to import
 
-        return splash.attend(scaled_RSHK, key_RSHK, value_RSHK, segments_RS)
+        mixed_RSHK = splash.attend(scaled_RSHK, key_RSHK, value_RSHK, segments_RS)
+        return checkpoint_name(mixed_RSHK, looped.MIXED)
     # A head's tokens side by side: a CPU multiplies strided matrices at half the speed. Elsewhere
     # the compiler chooses layouts itself.
     scaled_RHSK, key_RHTK, value_RHTK = (
@@ -62,7 +67,14 @@ def attend(
         mixed_RHSK = looped.attend(scaled_RHSK, key_RHTK, value_RHTK, segments_RS, reach)
     else:
         mixed_RHSK = _xla(scaled_RHSK, key_RHTK, value_RHTK, visible(segments_RS, reach))
+        mixed_RHSK = checkpoint_name(mixed_RHSK, looped.MIXED)
     return jnp.swapaxes(mixed_RHSK, 1, 2)
+
+
+def is_fused_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A rematerialisation policy: keeps what cuDNN's forward pass gives, which cannot be named from
+    outside."""
+    return primitive.name.startswith("dot_product_attention_fwd")
 
 
 def visible(

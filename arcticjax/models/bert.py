@@ -9,26 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from arcticjax.models.attention import Implementation
 from arcticjax.models.hf_config import ConfigReader
-from arcticjax.models.layers import (
-    Attention,
-    GatherLayer,
-    LayerNorm,
-    Mlp,
-    Remat,
-    look_up,
-    normal,
-    scan_layers,
-)
+from arcticjax.models.layers import Attention, LayerNorm, Mlp, look_up, normal
 from arcticjax.models.spec import ModelSpec
+from arcticjax.models.stack import Own, Shared, Stack
 from arcticjax.models.tensor_table import Entry, dense, norm, same
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array
 
 
 class Embeddings(nnx.Module):
@@ -60,13 +51,13 @@ class Layer(nnx.Module):
 
     def __call__(self, x_RSD: Array, segments_RS: Array, implementation: Implementation) -> Array:
         dtype = x_RSD.dtype
-        attended_RSD = self.attention(x_RSD, segments_RS, implementation)
-        x_RSD = self.attention.norm(x_RSD.astype(jnp.float32) + attended_RSD).astype(dtype)
-        return self.mlp.norm(x_RSD.astype(jnp.float32) + self.mlp(x_RSD)).astype(dtype)
+        attended = self.attention(x_RSD, segments_RS, implementation)
+        x_RSD = self.attention.norm(x_RSD, attended, dtype=dtype)
+        return self.mlp.norm(x_RSD, self.mlp(x_RSD), dtype=dtype)
 
 
-class Bert(nnx.Module):
-    """The whole encoder without pooler; every parameter of `layers` has the layer as axis 0."""
+class Bert(Stack):
+    """The whole encoder without pooler."""
 
     def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
         self.embeddings = Embeddings(spec, rngs)
@@ -74,24 +65,18 @@ class Bert(nnx.Module):
             rngs.split(spec.num_layers)
         )
 
-    def __call__(
+    def apply(
         self,
-        tokens_RS: Int[Array, "R S"],
-        segments_RS: Int[Array, "R S"],
-        positions_RS: Int[Array, "R S"],
+        layer: Layer,
+        x_RSD: Array,
+        shared: Shared,
+        own: Own,
         *,
-        dtype: jax.typing.DTypeLike = jnp.float32,
-        remat: Remat = "none",
-        attention: Implementation = "xla",
-        gather_layer: GatherLayer | None = None,
-    ) -> Float[Array, "R S D"]:
-        """Last hidden states in `dtype`; options as of `Encoder.hidden`."""
-
-        def run(layer: Layer, x_RSD: Array) -> Array:
-            return layer(x_RSD, segments_RS, attention)
-
-        x_RSD = self.embeddings(tokens_RS, positions_RS).astype(dtype)
-        return scan_layers(self.layers, x_RSD, run, remat=remat, gather_layer=gather_layer)
+        dtype: jax.typing.DTypeLike,
+        attention: Implementation,
+    ) -> Array:
+        """One layer; `shared` are the segments."""
+        return layer(x_RSD, shared, attention)
 
 
 _LAYER = "encoder.layer.{layer}"

@@ -13,6 +13,7 @@ from arcticjax.errors import CheckpointError, ConfigError
 from arcticjax.models import bert, gte, modernbert, nomic_bert, rotary_bert
 from arcticjax.models.hf_config import ConfigReader
 from arcticjax.models.spec import ModelSpec, Pooling
+from arcticjax.models.stack import Stack
 from arcticjax.models.tensor_table import Entry
 
 
@@ -34,7 +35,7 @@ class Family:
     the dense pooler, constants of old files).
     """
 
-    module: Callable[[ModelSpec, nnx.Rngs], nnx.Module]
+    module: Callable[[ModelSpec, nnx.Rngs], Stack]
     read: Callable[[ConfigReader], dict[str, Any]]
     native: Names
     prefix: str

@@ -1,4 +1,4 @@
-"""What the encoders of all families are made of, as Flax NNX modules, and the scan over layers."""
+"""What the encoders of all families are made of, as Flax NNX modules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from arcticjax.models.activations import GELU_SLOPE, gelu
-from arcticjax.models.attention import Implementation, attend
+from arcticjax.models.attention import ATTENTION, Implementation, attend, is_fused_attention
+from arcticjax.models.norm import STATISTICS, normalized_sum
 from arcticjax.models.precision import matmul_precision
 from arcticjax.models.rotary import Rotation, rotate
 from arcticjax.models.spec import ModelSpec
@@ -20,24 +21,26 @@ if TYPE_CHECKING:
     from jaxtyping import Array
 
 
-# What the backward pass of a layer finds in memory: all of it, the results of matmuls, the arrays
-# named below (results of matmuls but what the GELU gives, and what is dear to compute again), or
-# its input alone.
+# What the backward pass of a layer finds in memory: all of it; the results of matrix products and
+# of attention; those, and what else is dear to compute again on a CPU; or its input alone.
 Remat = Literal["none", "dots", "named", "full"]
-_NAMED = (
-    "attention inputs",
-    "attention mixed",
-    "attention output",
-    "mlp inputs",
-    "mlp inner",
-    GELU_SLOPE,
-)
+_PRODUCT = "product"
+_NAMES: dict[Remat, tuple[str, ...]] = {
+    "dots": (_PRODUCT, *ATTENTION, STATISTICS),
+    "named": (_PRODUCT, *ATTENTION, STATISTICS, "mlp inner", GELU_SLOPE),
+    "full": (),
+}
 
 GatherLayer = Callable[[dict[str, Any]], dict[str, Any]]
 
 
+# What a part of a layer adds to the states: a matrix product, in the dtype of its inputs, and the
+# bias still to be added, if any.
+Addend = tuple[jax.Array, jax.Array | None]
+
+
 class Linear(nnx.Module):
-    """A dense layer: matmul in the dtype of its input, bias added in float32, result float32."""
+    """A dense layer: product in the dtype of its input, its bias float32."""
 
     def __init__(
         self, inputs: int, outputs: int, deviation: float, rngs: nnx.Rngs, *, bias: bool = True
@@ -45,28 +48,34 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(normal(rngs, (inputs, outputs), deviation))
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
 
-    def __call__(self, x: Array) -> Array:
-        return _project(x, self.kernel[...], None if self.bias is None else self.bias[...])
+    def __call__(self, x: Array) -> Addend:
+        return _product(x, self.kernel[...]), None if self.bias is None else self.bias[...]
 
 
 class LayerNorm(nnx.Module):
-    """Normalisation over the last axis, statistics and result in float32."""
+    """Normalisation over the last axis, statistics in float32."""
 
     def __init__(self, width: int, epsilon: float, *, bias: bool = True):
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((width,), jnp.float32)) if bias else None
         self.epsilon = epsilon
 
-    def __call__(self, x: Array) -> Array:
-        # two-pass variance: the one-pass form loses digits when the mean is large
-        centred = x - x.mean(-1, keepdims=True)
-        variance = (centred * centred).mean(-1, keepdims=True)
-        scaled = centred * jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]
-        return scaled if self.bias is None else scaled + self.bias[...]
+    def __call__(
+        self,
+        x: Array,
+        addend: Addend | None = None,
+        *,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+    ) -> Array:
+        """Normalises `x`, or the sum of it and what a part of a layer adds; in `dtype`."""
+        shift = None if self.bias is None else self.bias[...]
+        product, bias = (None, None) if addend is None else addend
+        parts = (x,) if product is None else (x, product)
+        return normalized_sum(parts, bias, self.scale[...], shift, self.epsilon, dtype)
 
 
 class Attention(nnx.Module):
-    """Self-attention with its output projection, float32; the norm is its layer's to apply.
+    """Self-attention with its output projection; the norm is its layer's to apply.
 
     bias: of the four projections; norm_bias: of the norm.
     """
@@ -89,20 +98,18 @@ class Attention(nnx.Module):
         implementation: Implementation,
         rotation: Rotation | None = None,
         reach: Array | None = None,
-    ) -> Array:
+    ) -> Addend:
         fused_RSE = _fused(x_RSD, self.query, self.key, self.value)
-        fused_RSE = checkpoint_name(fused_RSE, "attention inputs")
         heads = (*x_RSD.shape[:2], self.num_heads, -1)
         query, key, value = (part.reshape(heads) for part in jnp.split(fused_RSE, 3, axis=-1))
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
         mixed_RSHK = attend(query, key, value, segments_RS, implementation, reach)
-        mixed_RSD = checkpoint_name(mixed_RSHK.reshape(x_RSD.shape), "attention mixed")
-        return checkpoint_name(self.output(mixed_RSD), "attention output")
+        return self.output(mixed_RSHK.reshape(x_RSD.shape))
 
 
 class Mlp(nnx.Module):
-    """The two-layer perceptron with GELU, float32; the norm is its layer's to apply."""
+    """The two-layer perceptron with GELU; the norm is its layer's to apply."""
 
     def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
         deviation = spec.initializer_range
@@ -110,14 +117,14 @@ class Mlp(nnx.Module):
         self.down = Linear(spec.intermediate_size, spec.hidden_size, deviation, rngs)
         self.norm = LayerNorm(spec.hidden_size, spec.layer_norm_epsilon)
 
-    def __call__(self, x_RSD: Array) -> Array:
-        # rounded before the GELU: its slope, kept for the backward pass, is the widest array here
-        inner_RSE = checkpoint_name(gelu(self.up(x_RSD).astype(x_RSD.dtype)), "mlp inner")
-        return self.down(inner_RSE)
+    def __call__(self, x_RSD: Array) -> Addend:
+        # rounded before the GELU: what its backward pass reads is the widest array here
+        inner_RSE = gelu(_added(self.up(x_RSD)).astype(x_RSD.dtype))
+        return self.down(checkpoint_name(inner_RSE, "mlp inner"))
 
 
 class GatedMlp(nnx.Module):
-    """down(activation(gate) * up), float32; the norm is its layer's to apply.
+    """down(activation(gate) * up); the norm is its layer's to apply.
 
     down_bias: of the last projection, the others have none; norm_bias: of the norm.
     """
@@ -138,47 +145,25 @@ class GatedMlp(nnx.Module):
         self.norm = LayerNorm(width, spec.layer_norm_epsilon, bias=norm_bias)
         self.activation = activation
 
-    def __call__(self, x_RSD: Array) -> Array:
-        inputs_RSE = checkpoint_name(_fused(x_RSD, self.gate, self.up), "mlp inputs")
-        gate_RSE, up_RSE = jnp.split(inputs_RSE, 2, axis=-1)
+    def __call__(self, x_RSD: Array) -> Addend:
+        gate_RSE, up_RSE = jnp.split(_fused(x_RSD, self.gate, self.up), 2, axis=-1)
         return self.down(self.activation(gate_RSE) * up_RSE)
 
 
-def scan_layers(
-    layers: nnx.Module,
-    x: Array,
-    run: Callable[..., Array],
-    *per_layer: Array,
-    remat: Remat,
-    gather_layer: GatherLayer | None,
-) -> Array:
-    """The states after all layers, whose parameters are stacked on axis 0.
+def rematerialised(layer: Callable, remat: Remat, gathers: bool) -> Callable:
+    """`layer`, of which the backward pass finds in memory what `remat` says.
 
-    run: (layer, states, the layer's element of each of `per_layer`) -> states. `gather_layer` makes
-    one layer's parameters whole where devices share them; that is done again in the backward pass,
-    so that no more than one layer is whole at a time (and remat none is dots then).
+    gathers: whether it makes parameters whole that devices share. That is done again in the
+    backward pass, so that no more than one layer is whole at a time (and none is dots then).
     """
-    definition, stacked = nnx.split(layers)
-
-    def layer(x: Array, own: tuple[dict[str, Any], ...]) -> tuple[Array, None]:
-        params, *rest = own
-        if gather_layer is not None:
-            params = gather_layer(params)
-        return run(nnx.merge(definition, params), x, *rest), None
-
-    body = _rematerialised(layer, remat, gather_layer is not None)
-    return jax.lax.scan(body, x, (nnx.to_pure_dict(stacked), *per_layer))[0]
-
-
-def _rematerialised(layer: Callable, remat: Remat, gathers: bool) -> Callable:
-    policies = jax.checkpoint_policies
     if remat == "none" and not gathers:
         return layer
-    if remat in ("none", "dots"):  # what is made of gathered parameters must not be kept
-        policy = policies.dots_saveable
-    else:
-        policy = policies.save_only_these_names(*(_NAMED if remat == "named" else ()))
-    # A scan keeps forward and backward apart by itself.
+    names = _NAMES["dots" if remat == "none" else remat]
+    policies = jax.checkpoint_policies
+    policy = policies.save_only_these_names(*names)
+    if names:
+        policy = policies.save_from_both_policies(policy, is_fused_attention)
+    # Loops over layers keep forward and backward apart by themselves.
     return jax.checkpoint(layer, prevent_cse=False, policy=policy)
 
 
@@ -193,19 +178,30 @@ def look_up(table: Array, ids: Array) -> Array:
     return table.at[ids].get(mode="fill", fill_value=jnp.nan)
 
 
-def _fused(x: Array, *parts: Linear) -> Array:
+def add(x: Array, addend: Addend) -> Array:
+    """The states with what a part of a layer adds, float32."""
+    return x.astype(jnp.float32) + _added(addend)
+
+
+def _added(addend: Addend) -> Array:
+    # The product leaves the matmul in the dtype of its inputs, so that its transposes in the
+    # backward pass are matmuls of that dtype too; only the elementwise part around it is float32.
+    product, bias = addend
+    product = product.astype(jnp.float32)
+    return product if bias is None else product + bias
+
+
+def _fused(x: Array, *layers: Linear) -> Array:
     """What layers of one input give, side by side, in the dtype of x: one matmul several times as
     wide makes fewer, larger kernels and reads the input once."""
-    biases = [part.bias[...] for part in parts if part.bias is not None]
-    kernel = jnp.concatenate([part.kernel[...] for part in parts], axis=1)
-    return _project(x, kernel, jnp.concatenate(biases) if biases else None).astype(x.dtype)
+    biases = [layer.bias[...] for layer in layers if layer.bias is not None]
+    kernel = jnp.concatenate([layer.kernel[...] for layer in layers], axis=1)
+    bias = jnp.concatenate(biases) if biases else None
+    return _added((_product(x, kernel), bias)).astype(x.dtype)
 
 
-def _project(x: Array, kernel: Array, bias: Array | None) -> Array:
-    # The product leaves the matmul in the dtype of x, so that its transposes in the backward pass
-    # are matmuls of that dtype too; only the elementwise part around it is float32.
-    product = _matmul(x, kernel.astype(x.dtype)).astype(jnp.float32)
-    return product if bias is None else product + bias
+def _product(x: Array, kernel: Array) -> Array:
+    return checkpoint_name(_matmul(x, kernel.astype(x.dtype)), _PRODUCT)
 
 
 @jax.custom_vjp

@@ -12,9 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from arcticjax.models.precision import MASKED, matmul_precision
 
+# Names to rematerialisation policies: what attention gives, and the log of each softmax's sum.
+MIXED, STATISTICS = "attention mixed", "attention statistics"
 # Heads of a row in one turn of the loop, so that one's small operations hide the other's.
 _HEADS = 2
 
@@ -49,6 +52,8 @@ def _forward(
 
     arrays = (scaled_RHSK, key_RHTK, value_RHTK)
     mixed_RHSK, log_total_RHS = _each_head(head, segments_RS, reach, *arrays)
+    mixed_RHSK = checkpoint_name(mixed_RHSK, MIXED)
+    log_total_RHS = checkpoint_name(log_total_RHS, STATISTICS)
     return mixed_RHSK, (*arrays, mixed_RHSK, log_total_RHS, segments_RS, reach)
 
 

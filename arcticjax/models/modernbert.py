@@ -15,22 +15,14 @@ from flax import nnx
 from arcticjax.models.activations import gelu
 from arcticjax.models.attention import Implementation
 from arcticjax.models.hf_config import SIZES, ConfigReader
-from arcticjax.models.layers import (
-    Attention,
-    GatedMlp,
-    GatherLayer,
-    LayerNorm,
-    Remat,
-    look_up,
-    normal,
-    scan_layers,
-)
+from arcticjax.models.layers import Attention, GatedMlp, LayerNorm, add, look_up, normal
 from arcticjax.models.rotary import Rotation, rotation
 from arcticjax.models.spec import ModelSpec, Rotary, Window
+from arcticjax.models.stack import Own, Shared, Stack
 from arcticjax.models.tensor_table import Entry, dense, norm, same
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array
 
 
 class Embeddings(nnx.Module):
@@ -69,12 +61,13 @@ class Layer(nnx.Module):
     ) -> Array:
         # the first layer's input comes from a norm already
         inputs_RSD = jnp.where(is_first, x_RSD, self.attention.norm(x_RSD)).astype(dtype)
-        x_RSD = x_RSD + self.attention(inputs_RSD, segments_RS, implementation, rotation, reach)
-        return x_RSD + self.mlp(self.mlp.norm(x_RSD).astype(dtype))
+        attended = self.attention(inputs_RSD, segments_RS, implementation, rotation, reach)
+        x_RSD = add(x_RSD, attended)
+        return add(x_RSD, self.mlp(self.mlp.norm(x_RSD, dtype=dtype)))
 
 
-class ModernBert(nnx.Module):
-    """The whole encoder; every parameter of `layers` has the layer as axis 0."""
+class ModernBert(Stack):
+    """The whole encoder."""
 
     def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
         self.embeddings = Embeddings(spec, rngs)
@@ -84,45 +77,49 @@ class ModernBert(nnx.Module):
         self.final_norm = LayerNorm(spec.hidden_size, spec.layer_norm_epsilon, bias=False)
         self.spec = spec
 
-    def __call__(
-        self,
-        tokens_RS: Int[Array, "R S"],
-        segments_RS: Int[Array, "R S"],
-        positions_RS: Int[Array, "R S"],
-        *,
-        dtype: jax.typing.DTypeLike = jnp.float32,
-        remat: Remat = "none",
-        attention: Implementation = "xla",
-        gather_layer: GatherLayer | None = None,
-    ) -> Float[Array, "R S D"]:
-        """Last hidden states in `dtype`; options as of `Encoder.hidden`."""
-        spec, window, row_length = self.spec, self.spec.window, tokens_RS.shape[1]
+    def enter(self, tokens_RS: Array, positions_RS: Array, dtype: jax.typing.DTypeLike) -> Array:
+        """What the first layer reads, in float32 (see `Layer`)."""
+        return self.embeddings(tokens_RS, positions_RS)
+
+    def shared(self, segments_RS: Array, positions_RS: Array) -> Shared:
+        """Segments, and how far each position turns in layers that see the whole text and in the
+        others."""
+        spec, window = self.spec, self.spec.window
         assert spec.rotary is not None and window is not None
-        everywhere, nearby = (
+        turns = (
             rotation(rotary, spec.head_size, positions_RS, spec.max_positions)
             for rotary in (spec.rotary, Rotary(window.theta))
         )
-        number = np.arange(spec.num_layers)
-        is_global = number % window.every == 0
-        reach = np.where(is_global, row_length, window.reach).astype(np.int32)
+        return segments_RS, *turns
 
-        def run(
-            layer: Layer, x_RSD: Array, is_first: Array, is_global: Array, reach: Array
-        ) -> Array:
-            turns = jax.tree.map(
-                lambda one, other: jnp.where(is_global, one, other), everywhere, nearby
-            )
-            return layer(x_RSD, segments_RS, turns, reach, is_first, attention, dtype)
+    def own(self, row_length: int) -> Own:
+        """Whether a layer is the first, whether it sees the whole text, and how far it sees."""
+        assert self.spec.window is not None
+        number = np.arange(self.spec.num_layers)
+        is_global = number % self.spec.window.every == 0
+        reach = np.where(is_global, row_length, self.spec.window.reach).astype(np.int32)
+        return tuple(jnp.asarray(one) for one in (number == 0, is_global, reach))
 
-        x_RSD = scan_layers(
-            self.layers,
-            self.embeddings(tokens_RS, positions_RS),
-            run,
-            *(jnp.asarray(one) for one in (number == 0, is_global, reach)),
-            remat=remat,
-            gather_layer=gather_layer,
+    def apply(
+        self,
+        layer: Layer,
+        x_RSD: Array,
+        shared: Shared,
+        own: Own,
+        *,
+        dtype: jax.typing.DTypeLike,
+        attention: Implementation,
+    ) -> Array:
+        """One layer."""
+        (segments_RS, everywhere, nearby), (is_first, is_global, reach) = shared, own
+        turns = jax.tree.map(
+            lambda one, other: jnp.where(is_global, one, other), everywhere, nearby
         )
-        return self.final_norm(x_RSD).astype(dtype)
+        return layer(x_RSD, segments_RS, turns, reach, is_first, attention, dtype)
+
+    def leave(self, x_RSD: Array, dtype: jax.typing.DTypeLike) -> Array:
+        """The last hidden states, normalised."""
+        return self.final_norm(x_RSD, dtype=dtype)
 
 
 _LAYER = "layers.{layer}"

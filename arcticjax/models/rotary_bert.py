@@ -9,26 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from arcticjax.models.activations import gelu
 from arcticjax.models.attention import Implementation
-from arcticjax.models.layers import (
-    Attention,
-    GatedMlp,
-    GatherLayer,
-    LayerNorm,
-    Remat,
-    look_up,
-    normal,
-    scan_layers,
-)
+from arcticjax.models.layers import Attention, GatedMlp, LayerNorm, look_up, normal
 from arcticjax.models.rotary import Rotation, rotation
 from arcticjax.models.spec import ModelSpec
+from arcticjax.models.stack import Own, Shared, Stack
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array
 
 
 class Embeddings(nnx.Module):
@@ -63,13 +54,13 @@ class Layer(nnx.Module):
         implementation: Implementation,
     ) -> Array:
         dtype = x_RSD.dtype
-        attended_RSD = self.attention(x_RSD, segments_RS, implementation, rotation)
-        x_RSD = self.attention.norm(x_RSD.astype(jnp.float32) + attended_RSD).astype(dtype)
-        return self.mlp.norm(x_RSD.astype(jnp.float32) + self.mlp(x_RSD)).astype(dtype)
+        attended = self.attention(x_RSD, segments_RS, implementation, rotation)
+        x_RSD = self.attention.norm(x_RSD, attended, dtype=dtype)
+        return self.mlp.norm(x_RSD, self.mlp(x_RSD), dtype=dtype)
 
 
-class RotaryBert(nnx.Module):
-    """The whole encoder without pooler; every parameter of `layers` has the layer as axis 0."""
+class RotaryBert(Stack):
+    """The whole encoder without pooler."""
 
     def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
         self.embeddings = Embeddings(spec, rngs)
@@ -78,24 +69,22 @@ class RotaryBert(nnx.Module):
         )
         self.spec = spec
 
-    def __call__(
-        self,
-        tokens_RS: Int[Array, "R S"],
-        segments_RS: Int[Array, "R S"],
-        positions_RS: Int[Array, "R S"],
-        *,
-        dtype: jax.typing.DTypeLike = jnp.float32,
-        remat: Remat = "none",
-        attention: Implementation = "xla",
-        gather_layer: GatherLayer | None = None,
-    ) -> Float[Array, "R S D"]:
-        """Last hidden states in `dtype`; options as of `Encoder.hidden`."""
+    def shared(self, segments_RS: Array, positions_RS: Array) -> Shared:
+        """Segments, and how far each position turns."""
         spec = self.spec
         assert spec.rotary is not None
-        turns = rotation(spec.rotary, spec.head_size, positions_RS, spec.max_positions)
+        return segments_RS, rotation(spec.rotary, spec.head_size, positions_RS, spec.max_positions)
 
-        def run(layer: Layer, x_RSD: Array) -> Array:
-            return layer(x_RSD, segments_RS, turns, attention)
-
-        x_RSD = self.embeddings(tokens_RS, positions_RS).astype(dtype)
-        return scan_layers(self.layers, x_RSD, run, remat=remat, gather_layer=gather_layer)
+    def apply(
+        self,
+        layer: Layer,
+        x_RSD: Array,
+        shared: Shared,
+        own: Own,
+        *,
+        dtype: jax.typing.DTypeLike,
+        attention: Implementation,
+    ) -> Array:
+        """One layer."""
+        segments_RS, turns = shared
+        return layer(x_RSD, segments_RS, turns, attention)

@@ -1,8 +1,10 @@
-"""Activations kept from a microbatch's forward pass until its backward pass.
+"""Activations kept from the forward pass of a layer until its backward pass.
 
-`jax.vjp` gives a function whose leaves are the arrays that the backward pass needs: parameters, and
-activations. The activations of microbatch m go to place m of buffers that outlive the loop, and
-come back from there; the parameters are at hand anyway.
+`jax.vjp` gives a function whose leaves are the arrays that the backward pass needs: the layer's
+parameters, what all layers read, and activations. The activations of layer l in microbatch m go to
+place (m, l) of buffers that outlive both loops, straight from where they are computed, and come
+back from there; the rest is at hand anyway. A scan that is differentiated as a whole would stack
+them first and have them copied twice more.
 """
 
 from __future__ import annotations
@@ -12,46 +14,57 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import Mesh
 
 from arcticjax.parallel.mesh import batch_sharding
 
 Kept = list[jax.Array]
-Pull = Callable[[jax.Array], tuple[Any]]
+Pull = Callable[[jax.Array], tuple[Any, ...]]
+# Gives the pullback again, from what was kept and what is at hand.
+Restore = Callable[[Kept, Any], Pull]
 
 
-def take_apart(pull: Pull, params: Any) -> tuple[Kept, Callable[[Kept], Pull]]:
-    """The activations that `pull` holds, and a function that makes it whole again from such.
+def take_apart(pull: Pull, at_hand: Any) -> tuple[Kept, Restore]:
+    """The activations that `pull` holds, and a function that makes it whole again.
 
-    params: what was differentiated at; those of its leaves that `pull` holds as they are are not
-    among the activations.
+    at_hand: a tree of arrays; those leaves that `pull` holds as they are, are not among the
+    activations.
     """
     leaves, structure = jax.tree.flatten(pull)
-    constant = {id(leaf): leaf for leaf in jax.tree.leaves(params)}
-    known = [constant.get(id(leaf)) for leaf in leaves]
-    activations = [leaf for leaf, same in zip(leaves, known, strict=True) if same is None]
+    places = {id(leaf): place for place, leaf in enumerate(jax.tree.leaves(at_hand))}
+    known = [places.get(id(leaf)) for leaf in leaves]
+    kept = [leaf for leaf, place in zip(leaves, known, strict=True) if place is None]
 
-    def whole(kept: Kept) -> Pull:
-        own = iter(kept)
+    def restore(kept: Kept, at_hand: Any) -> Pull:
+        own, given = iter(kept), jax.tree.leaves(at_hand)
         return jax.tree.unflatten(
-            structure, [next(own) if same is None else same for same in known]
+            structure, [next(own) if place is None else given[place] for place in known]
         )
 
-    return activations, whole
+    return kept, restore
 
 
-def store(buffers: Kept, activations: Kept, microbatch: jax.Array) -> Kept:
-    """The buffers with the activations at place `microbatch`."""
+def store(buffers: Kept, activations: Kept, *place: jax.Array | int) -> Kept:
+    """The buffers with the activations at a place of their first axes."""
     return [
-        jax.lax.dynamic_update_index_in_dim(buffer, one, microbatch, 0)
+        lax.dynamic_update_slice(
+            buffer, one.reshape((1,) * len(place) + one.shape), (*place, *(0,) * one.ndim)
+        )
         for buffer, one in zip(buffers, activations, strict=True)
     ]
 
 
-def load(buffers: Kept, microbatch: jax.Array) -> Kept:
-    """The activations at place `microbatch`."""
+def load(buffers: Kept, *place: jax.Array | int) -> Kept:
+    """The activations at a place of the buffers' first axes."""
+    count = len(place)
     return [
-        jax.lax.dynamic_index_in_dim(buffer, microbatch, 0, keepdims=False) for buffer in buffers
+        lax.dynamic_slice(
+            buffer,
+            (*place, *(0,) * (buffer.ndim - count)),
+            (*(1,) * count, *buffer.shape[count:]),
+        ).reshape(buffer.shape[count:])
+        for buffer in buffers
     ]
 
 

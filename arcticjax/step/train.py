@@ -20,8 +20,7 @@ microbatches as its fullest device needs, so one static shape serves all sources
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,63 +28,20 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from arcticjax.data.layout import Shapes
-from arcticjax.models.attention import Implementation
-from arcticjax.models.encoder import Encoder
-from arcticjax.models.layers import Remat
-from arcticjax.models.spec import Pooling
 from arcticjax.parallel.mesh import AXES, BATCH
 from arcticjax.parallel.sharding import PIECE_AXES, PIECES, Sharding, pieces_spec
-from arcticjax.step import activations
-from arcticjax.step.activations import Kept, Pull
+from arcticjax.step.activations import Kept, Restore
+from arcticjax.step.encoding import Encoding
 from arcticjax.step.objective import Objective
 from arcticjax.step.optimizer import at_step
 from arcticjax.step.state import State, trainable
 
-Passes = Literal["one", "two"]
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Trainable = dict[str, Any]
 _Carry = tuple[jax.Array, jax.Array | None, Kept]
 
 _ROWS = ("tokens", "starts", "lengths", "places")
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """How a step encodes: everything but the shapes.
-
-    dtype: of activations and matrix products; parameters, gradients, statistics, pooling and loss
-    are float32. remat: what the backward pass of a layer computes again. attention: its
-    implementation.
-    """
-
-    encoder: Encoder
-    pooling: Pooling
-    dtype: Any = jnp.float32
-    passes: Passes = "two"
-    remat: Remat = "none"
-    attention: Implementation = "xla"
-
-    def embed(self, params: Any, rows: Batch, sharding: Sharding | None = None) -> jax.Array:
-        """Rows of a microbatch -> an embedding for every slot of theirs, [G * K, D].
-
-        sharding: of the parameters; None where every device has them whole.
-        """
-        gather_layer = None
-        if sharding is not None and sharding.mesh.shape["fsdp"] > 1:
-            gather_layer = sharding.gather_layer
-        vectors_GKD = self.encoder.embed(
-            params,
-            rows["tokens"],
-            rows["starts"],
-            rows["lengths"],
-            pooling=self.pooling,
-            dtype=self.dtype,
-            remat=self.remat,
-            attention=self.attention,
-            gather_layer=gather_layer,
-        )
-        return vectors_GKD.reshape(-1, vectors_GKD.shape[-1])
 
 
 def make_gradient(
@@ -196,9 +152,6 @@ def _make_local_gradient(
     """`make_gradient` on one device."""
     passes = encoding.passes
 
-    def embed(params: Any, rows: Batch) -> jax.Array:
-        return encoding.embed(params, rows, sharding)
-
     def on_device(
         arrays: Trainable, buffers: Kept, batch: Batch, guide_params: Any
     ) -> tuple[Trainable, Kept, Metrics]:
@@ -214,37 +167,34 @@ def _make_local_gradient(
                 for name in _ROWS
             }
 
-        restore: Callable[[Kept], Pull]
+        restore: Restore
 
         def first_pass(microbatch: jax.Array, carry: _Carry) -> _Carry:
             nonlocal restore
             (vectors_TD, guided_TG, buffers), rows = carry, rows_of(microbatch)
             if passes == "one":
-                vectors_xD, pull = _differentiate(embed, params, rows)
-                kept, restore = activations.take_apart(pull, params)
-                buffers = activations.store(buffers, kept, microbatch)
+                vectors_xD, buffers, restore = encoding.forward(
+                    params, rows, buffers, microbatch, sharding
+                )
             else:
-                vectors_xD = embed(params, rows)
+                vectors_xD = encoding.embed(params, rows, sharding)
             places_x = rows["places"].reshape(-1)
             if guide is not None and guided_TG is not None:
                 guided_xG = guide.embed(guide_params, rows)
                 guided_TG = guided_TG.at[places_x].set(guided_xG, mode="drop")
             return vectors_TD.at[places_x].set(vectors_xD, mode="drop"), guided_TG, buffers
 
-        def second_pass(microbatch: jax.Array, gradients: Any) -> Any:
-            rows = rows_of(microbatch)
-            if passes == "one":
-                pull = restore(activations.load(buffers, microbatch))
-            else:
-                _, pull = _differentiate(embed, params, rows)
-            wanted = cotangents_TD.at[rows["places"].reshape(-1)].get(mode="fill", fill_value=0)
-            found = pull(wanted)[0]
-            tokens = rows["tokens"].reshape(-1)
-            table = _token_table(gradients).at[tokens].add(_token_table(found))
-            rest = jax.tree.map(
-                jnp.add, _with_token_table(gradients, None), _with_token_table(found, None)
+        def second_pass(microbatch: jax.Array, carry: tuple[Any, Kept]) -> tuple[Any, Kept]:
+            nonlocal restore
+            (gradients, buffers), rows, place = carry, rows_of(microbatch), microbatch
+            if passes == "two":
+                place = 0
+                _, buffers, restore = encoding.forward(params, rows, buffers, place, sharding)
+            wanted_xD = cotangents_TD.at[rows["places"].reshape(-1)].get(mode="fill", fill_value=0)
+            gradients = encoding.backward(
+                params, rows, buffers, place, restore, wanted_xD, gradients, sharding
             )
-            return _with_token_table(rest, table)
+            return gradients, buffers
 
         empty_TD = _empty(encoding, shapes)
         empty_TG = None if guide is None else _empty(guide, shapes)
@@ -254,7 +204,13 @@ def _make_local_gradient(
         (loss, sums), (learned, cotangents_TD) = jax.value_and_grad(
             objective, argnums=(0, 1), has_aux=True
         )(varying["loss"], vectors_TD, batch, guided_TG)
-        gradients = jax.lax.fori_loop(0, count, second_pass, jax.tree.map(jnp.zeros_like, params))
+        room = buffers
+        if passes == "two":  # for one microbatch at a time
+            room = _room(encoding, params, rows_of(jnp.int32(0)), sharding)
+        gradients, room = jax.lax.fori_loop(
+            0, count, second_pass, (jax.tree.map(jnp.zeros_like, params), room)
+        )
+        buffers = room if passes == "one" else []
         pieces = trained(sharding.scatter({"params": gradients, "loss": learned}))
         squares = sum(jnp.sum(jnp.square(piece)) for piece in jax.tree.leaves(pieces))
 
@@ -281,21 +237,16 @@ def _make_local_gradient(
 def kept_shapes(
     encoding: Encoding, shapes: Shapes, sharding: Sharding
 ) -> list[jax.ShapeDtypeStruct]:
-    """Buffers of a step: with one pass what every microbatch keeps, axes [N, microbatches, ...];
-    with two passes none. `sharding` is that of the trainable arrays."""
+    """Buffers of a step: with one pass what every layer of every microbatch keeps, axes [N,
+    microbatches, layers, ...], and last what the last layers give, [N, microbatches, ...]; with
+    two passes none. `sharding` is that of the trainable arrays."""
     if encoding.passes == "two":
         return []
 
     # As in the step: what is kept includes constants once they vary over devices.
-    def on_device(params: Any, rows: Batch) -> Kept:
-        varying = _vary(params)
+    def on_device(params: Any, rows: Batch) -> tuple[Kept, jax.Array]:
         rows = {name: array[0] for name, array in rows.items()}
-
-        def embed(params: Any, rows: Batch) -> jax.Array:
-            return encoding.embed(params, rows, sharding)
-
-        pull = _differentiate(embed, varying, rows)[1]
-        return [one[None] for one in activations.take_apart(pull, varying)[0]]
+        return jax.tree.map(lambda one: one[None], encoding.kept(_vary(params), rows, sharding))
 
     kept = jax.shard_map(
         on_device,
@@ -306,24 +257,26 @@ def kept_shapes(
     texts = jax.ShapeDtypeStruct((shapes.devices, shapes.rows, shapes.slots), jnp.int32)
     tokens = jax.ShapeDtypeStruct((shapes.devices, shapes.rows, shapes.row_length), jnp.int32)
     rows = {"tokens": tokens, "starts": texts, "lengths": texts}
+    of_layer, last = jax.eval_shape(kept, encoding.encoder.abstract(), rows)
+    layers = encoding.encoder.spec.num_layers
+
+    def buffer(one: jax.ShapeDtypeStruct, *axes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((one.shape[0], *axes, *one.shape[1:]), one.dtype)
+
     return [
-        jax.ShapeDtypeStruct((one.shape[0], shapes.microbatches, *one.shape[1:]), one.dtype)
-        for one in jax.eval_shape(kept, encoding.encoder.abstract(), rows)
+        *(buffer(one, shapes.microbatches, layers) for one in of_layer),
+        buffer(last, shapes.microbatches),
     ]
 
 
-def _differentiate(
-    embed: Callable[[Any, Batch], jax.Array], params: Any, rows: Batch
-) -> tuple[jax.Array, Pull]:
-    """The embeddings and their pullback to parameters, of the token table only the rows looked up.
-
-    The table is by far the largest parameter and a microbatch touches few of its rows: a gradient
-    of the whole would be zeros for the most part.
-    """
-    tokens = rows["tokens"].reshape(-1)
-    small = _with_token_table(params, _token_table(params)[tokens])
-    places = {**rows, "tokens": jnp.arange(tokens.size).reshape(rows["tokens"].shape)}
-    return jax.vjp(lambda params: embed(params, places), small)
+def _room(encoding: Encoding, params: Any, rows: Batch, sharding: Sharding) -> Kept:
+    """Buffers for one microbatch, within the step."""
+    of_layer, last = jax.eval_shape(lambda: encoding.kept(params, rows, sharding))
+    layers = encoding.encoder.spec.num_layers
+    shapes = [*((1, layers, *one.shape) for one in of_layer), (1, *last.shape)]
+    return _vary(
+        [jnp.zeros(shape, one.dtype) for shape, one in zip(shapes, [*of_layer, last], strict=True)]
+    )
 
 
 def _empty(encoding: Encoding, shapes: Shapes) -> jax.Array:
@@ -341,11 +294,3 @@ def _vary(arrays: Any) -> Any:
         return jax.lax.pcast(leaf, axes, to="varying") if axes else leaf
 
     return jax.tree.map(one, arrays)
-
-
-def _token_table(params: Any) -> Any:
-    return params["embeddings"]["token"]
-
-
-def _with_token_table(params: Any, table: Any) -> Any:
-    return {**params, "embeddings": {**params["embeddings"], "token": table}}

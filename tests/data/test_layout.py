@@ -146,3 +146,4 @@ def test_rows_are_chosen_between_waste_and_overhead():
         layout.choose_rows([17] * 10, 256, 4096) == 1
     )  # 17 rows: any larger power of two wastes rows
     assert layout.choose_rows([1024] * 10, 256, 4096) == 16  # no waste: as many as memory allows
+    assert layout.choose_rows([37] * 10, 256, 32768, 2048) == 40  # a microbatch costs 8 rows

@@ -23,7 +23,7 @@ def device(platform):
 
 @pytest.fixture
 def table(tmp_path):
-    """Writes entries: (device kind, head size, row length, dtype) to milliseconds."""
+    """Writes entries: (platform, device kind, head size, row length, dtype) to milliseconds."""
 
     def write(entries):
         file = tmp_path / "times.json"
@@ -70,12 +70,21 @@ def test_what_cannot_run_is_refused_with_the_reason(implementation, change, part
     assert choose("auto", device=device(platform), **{**SHAPE, **change}) == "xla"
 
 
-def test_auto_takes_the_fastest_that_was_measured_there(table):
+def test_on_gpus_cudnn_was_measured_fastest():
+    gpu = SimpleNamespace(platform="gpu", device_kind="NVIDIA H200")
+    assert choose("auto", device=gpu, **SHAPE) == "cudnn"
+
+
+def test_auto_takes_the_fastest_of_the_nearest_measurement(table):
+    """Of the same kind rather than another of its platform, then by head size, then by length."""
+    slow, fast = {"xla": 1.0, "cudnn": 2.0}, {"xla": 2.0, "cudnn": 1.0}
     file = table(
         {
-            ("a gpu", 32, 256, "bfloat16"): {"xla": 2.0, "cudnn": 1.0},
-            ("a gpu", 64, 256, "bfloat16"): {"xla": 1.0, "cudnn": 2.0},
-            ("a tpu", 32, 256, "bfloat16"): {"xla": 2.0, "splash": 1.0},
+            ("gpu", "a gpu", 32, 256, "bfloat16"): fast,
+            ("gpu", "a gpu", 64, 128, "bfloat16"): slow,
+            ("gpu", "a gpu", 64, 512, "bfloat16"): fast,
+            ("gpu", "another", 64, 256, "bfloat16"): slow,
+            ("tpu", "a tpu", 32, 256, "bfloat16"): {"xla": 2.0, "splash": 1.0},
         }
     )
 
@@ -83,21 +92,25 @@ def test_auto_takes_the_fastest_that_was_measured_there(table):
         return choose("auto", device=device(platform), table=file, **{**SHAPE, **change})
 
     assert auto("gpu") == "cudnn" and auto("tpu") == "splash"
-    assert auto("gpu", head_size=64) == "xla"
-    for unknown in ({"row_length": 384}, {"head_size": 128}, {"dtype": "float32"}):
-        assert auto("gpu", **unknown) == auto("tpu", **unknown) == "xla"
-    assert auto("cpu") == "xla"
+    assert auto("gpu", row_length=4096) == "cudnn" and auto("gpu", head_size=40) == "cudnn"
+    assert auto("gpu", head_size=64, row_length=200) == "xla"
+    assert auto("gpu", head_size=64, row_length=300) == "cudnn"
+    unknown = SimpleNamespace(platform="gpu", device_kind="a newer gpu")
+    assert choose("auto", device=unknown, table=file, **{**SHAPE, "head_size": 64}) == "xla"
+    assert choose("auto", device=unknown, table=file, **SHAPE) == "cudnn"
+    assert auto("cpu") == auto("gpu", dtype="float32") == "xla"
 
 
 def test_auto_never_takes_what_cannot_run(table):
     """A table from elsewhere, or of a shape that an older version took."""
-    file = table({("a tpu", 32, 200, "bfloat16"): {"xla": 2.0, "splash": 1.0, "other": 0.5}})
+    times = {"xla": 2.0, "splash": 1.0, "other": 0.5}
+    file = table({("tpu", "a tpu", 32, 256, "bfloat16"): times})
     shape = {**SHAPE, "row_length": 200}
     assert choose("auto", device=device("tpu"), table=file, **shape) == "xla"
 
 
 def test_the_packages_table_can_be_read():
-    for (_, head_size, row_length, dtype), times in measured().items():
+    for (*_, head_size, row_length, dtype), times in measured().items():
         assert head_size % 8 == 0 and row_length % 8 == 0
         assert dtype in ("float32", "bfloat16")
         assert "xla" in times and set(times) <= set(IMPLEMENTATIONS)
@@ -108,7 +121,7 @@ def test_splash_is_not_for_models_with_windows(table):
     tpu, shape = device("tpu"), SHAPE | {"row_length": 256}
     with pytest.raises(ConfigError, match=r"train\.attention: splash .*no windows.*set .* to xla"):
         choose("splash", device=tpu, windowed=True, **shape)
-    file = table({("a tpu", 32, 256, "bfloat16"): {"xla": 2.0, "splash": 1.0}})
+    file = table({("tpu", "a tpu", 32, 256, "bfloat16"): {"xla": 2.0, "splash": 1.0}})
     assert choose("auto", device=tpu, table=file, **shape) == "splash"
     assert choose("auto", device=tpu, table=file, windowed=True, **shape) == "xla"
     assert choose("cudnn", device=device("gpu"), windowed=True, **shape) == "cudnn"
