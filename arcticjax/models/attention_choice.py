@@ -1,13 +1,16 @@
 """Which implementation of attention a device runs: what it can, and what was measured fastest.
 
 `attention_times.json` holds what `python -m benchmarks.attention --write` measured, one entry for
-each device kind, head size, row length and dtype. It is read, never guessed from: a shape that was
-not measured on a device of that kind gets `xla`.
+each device kind, head size, row length and dtype. What was not measured goes by what is nearest: a
+device of the same kind, else of the same platform; then the head size, then the row length. A
+platform or dtype without any entry gets `xla`.
 """
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +18,7 @@ from arcticjax.errors import ConfigError
 from arcticjax.models.attention import SPLASH_NO_WINDOW, Implementation
 
 TABLE = Path(__file__).with_name("attention_times.json")
-KEY = ("device_kind", "head_size", "row_length", "dtype")
+KEY = ("platform", "device_kind", "head_size", "row_length", "dtype")
 IMPLEMENTATIONS: tuple[Implementation, ...] = ("xla", "looped", "cudnn", "splash")
 
 
@@ -68,8 +71,8 @@ def choose(
     windowed: bool = False,
     table: Path = TABLE,
 ) -> Implementation:
-    """The implementation to use on devices like `device`; `auto` takes the fastest by the table,
-    `xla` where the table has no such entry. Raises ConfigError where `wanted` cannot run."""
+    """The implementation to use on devices like `device`; `auto` takes the fastest by the table's
+    nearest entry, `xla` where it has none. Raises ConfigError where `wanted` cannot run."""
     shape: Any = {"dtype": dtype, "head_size": head_size, "row_length": row_length}
     if wanted != "auto":
         reason = refusal(wanted, platform=device.platform, windowed=windowed, **shape)
@@ -79,13 +82,36 @@ def choose(
                 "or auto"
             )
         return wanted
-    found = measured(table).get((device.device_kind, head_size, row_length, dtype), {})
+    found = nearest(measured(table), device, **shape)
     chosen: Implementation = "xla"
     for one in IMPLEMENTATIONS:
         reason = refusal(one, platform=device.platform, windowed=windowed, **shape)
         if one in found and reason is None and found[one] < found[chosen]:
             chosen = one
     return chosen
+
+
+def nearest(
+    times: Mapping[tuple[Any, ...], dict[str, float]],
+    device: Any,
+    *,
+    dtype: str,
+    head_size: int,
+    row_length: int,
+) -> dict[str, float]:
+    """Milliseconds of the nearest entry, of the device's platform and the same dtype; empty where
+    there is none."""
+
+    def distance(key: tuple[Any, ...]) -> tuple[Any, ...]:
+        _, kind, head, row, _ = key
+        return (
+            kind != device.device_kind,
+            abs(math.log(head / head_size)),
+            abs(math.log(row / row_length)),
+        )
+
+    alike = [key for key in times if (key[0], key[-1]) == (device.platform, dtype)]
+    return times[min(alike, key=distance)] if alike else {}
 
 
 def measured(table: Path = TABLE) -> dict[tuple[Any, ...], dict[str, float]]:
