@@ -94,6 +94,7 @@ def main() -> None:
                 times = {name: round(1000 * one.median("wall"), 4) for name, one in samples.items()}
                 found.append(
                     {
+                        "platform": device.platform,
                         "device_kind": device.device_kind,
                         **shape,
                         "milliseconds": times,

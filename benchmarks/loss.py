@@ -30,7 +30,6 @@ import numpy as np
 
 from benchmarks import measuring
 
-TILE = 1024  # the default of `loss.tile`
 ERROR_BATCH = 512
 # (cosine of a pair, temperature); the second gives a loss of 1e-6 and less.
 REGIMES = {"ordinary": (0.3, 0.05), "saturated": (0.47, 0.02)}
@@ -85,11 +84,14 @@ def jax_program(side: str, batch: int, width: int, temperature: float, dtype: st
     import jax.numpy as jnp
 
     from arcticjax.losses import Labels, tiled_infonce
+    from arcticjax.step import program
+
+    tile = program.usual_tile(jax.default_backend())
 
     def tiled(queries_BD: jax.Array, documents_BD: jax.Array) -> jax.Array:
         rows_B = jnp.arange(batch, dtype=jnp.int32)
         labels = Labels(rows_B[:, None], rows_B, rows_B)
-        sums = tiled_infonce(queries_BD, documents_BD, labels, temperature=temperature, tile=TILE)
+        sums = tiled_infonce(queries_BD, documents_BD, labels, temperature=temperature, tile=tile)
         return sums.loss / sums.count
 
     def naive(queries_BD: jax.Array, documents_BD: jax.Array) -> jax.Array:

@@ -9,11 +9,15 @@ works the other waits. `times as fast` is the median of the turns' ratios to the
 seconds (on a GPU in wall seconds). The losses of every step are compared: the proof that both do
 the same work. sentence-transformers' loss runs in a plain loop; `cached` is its
 CachedMultipleNegativesRankingLoss, which needs less memory, as `two passes` here does.
+
+Commands that are given one --turnstile FILE prepare and compile side by side, and are timed one
+after another.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import itertools
 import json
 import os
@@ -64,7 +68,12 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"},
+            env={
+                **os.environ,
+                # Pinned sides have one thread each.
+                "TOKENIZERS_PARALLELISM": "false" if job["threads"] else "true",
+                "HF_HUB_OFFLINE": "1",
+            },
         )
 
     def train(self, start: int, stop: int) -> dict[str, Any]:
@@ -83,12 +92,43 @@ class Worker:
         self._process.communicate(timeout=60)
 
 
+class Turnstile:
+    """Lets one process through at a time, and only once all have prepared themselves."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = None if file is None else file.open("w")
+        self._take(fcntl.LOCK_SH)
+
+    def enter(self) -> None:
+        """Waits until the others are prepared, and those that go first are done."""
+        self._take(fcntl.LOCK_UN)
+        self._take(fcntl.LOCK_EX)
+
+    def prepare(self) -> None:
+        """Lets the others through."""
+        self._take(fcntl.LOCK_UN)
+        self._take(fcntl.LOCK_SH)
+
+    def _take(self, kind: int) -> None:
+        if self._file is not None:
+            fcntl.flock(self._file, kind)
+
+
 def measure(
-    names: Sequence[str], job: dict[str, Any], *, warm: int, turns: int, steps: int
+    names: Sequence[str],
+    job: dict[str, Any],
+    turnstile: Turnstile,
+    *,
+    warm: int,
+    turns: int,
+    steps: int,
 ) -> list[dict[str, Any]]:
     """A row for each side, the first of `names` being what `times as fast` compares with."""
     workers = {name: Worker({**job, **SIDES[name]}) for name in names}
     try:
+        for worker in workers.values():
+            worker.train(0, 0)  # it answers once it has compiled
+        turnstile.enter()
         first = {name: worker.train(0, warm) for name, worker in workers.items()}
         losses = {name: list(found["losses"]) for name, found in first.items()}
         for turn in range(turns):
@@ -100,6 +140,7 @@ def measure(
     finally:
         for worker in workers.values():
             worker.close()
+        turnstile.prepare()
     clock = "cpu" if job["device"] == "cpu" else "wall"
     reference = seconds(workers[names[0]], clock)
     rows = []
@@ -205,9 +246,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1, help="in a turn")
     parser.add_argument("--warm", type=int, default=2, help="steps before the first turn")
     parser.add_argument("--set", action="append", default=[], help="of the config, for arcticjax")
+    parser.add_argument("--turnstile", type=Path, help="a file that such commands share")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     options = parser.parse_args(arguments)
     print(measuring.describe(measuring.machine()))
+    turnstile = Turnstile(options.turnstile)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -241,7 +284,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 ],
             }
             found = measure(
-                options.sides, job, warm=options.warm, turns=options.turns, steps=options.steps
+                options.sides,
+                job,
+                turnstile,
+                warm=options.warm,
+                turns=options.turns,
+                steps=options.steps,
             )
             rows += found
             print(measuring.table(found, COLUMNS), flush=True)

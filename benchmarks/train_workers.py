@@ -52,8 +52,6 @@ def arcticjax_side(job: dict[str, Any]) -> Steps:
     with jax.set_mesh(mesh):
         ready = setup.prepare(load_config(job["config"], job["sets"]), mesh)
         program = ready.program
-        state = ready.initial_state()
-        buffers = activations.allocate(program.kept, mesh)
         compiled = program.lower(
             program.abstract_state(), program.abstract_buffers(), program.abstract_batch()
         ).compile()
@@ -61,9 +59,14 @@ def arcticjax_side(job: dict[str, Any]) -> Steps:
     def hosts(start: int, stop: int) -> Iterator[pipeline.HostBatch]:
         return pipeline.batches(ready.builder, start, stop, threads=1, prefetch=2)
 
+    state, buffers = None, []
+
     def run(start: int, stop: int) -> dict[str, Any]:
         nonlocal state, buffers
         metrics, squares = [], 0.0
+        if state is None and stop > start:  # not before it is this side's turn to use the device
+            with jax.set_mesh(mesh):
+                state, buffers = ready.initial_state(), activations.allocate(program.kept, mesh)
         for host in hosts(start, stop):
             batch = meshes.host_to_global(mesh, host.arrays)
             state, buffers, found = compiled(state, buffers, batch)
