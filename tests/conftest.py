@@ -43,6 +43,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # `tools` and `benchmarks` stand beside the package
 
 
+def pytest_collection_modifyitems(items):
+    """Whole runs first: a long file at the end would leave the other workers idle."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/train/"))
+
+
 @pytest.fixture(scope="module")
 def quick_compiler():
     """For a module that takes most of its time compiling: programs compile in half the time and run
