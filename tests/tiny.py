@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -132,7 +133,13 @@ def tokenizer_folder(folder: Path, extra: int = 0) -> Path:
 
 
 def weights(spec: ModelSpec = SPEC, seed: int = 0):
-    """Random ones, compiled as a whole: operation by operation it takes seconds."""
+    """Random ones, the caller's own to change."""
+    return jax.tree.map(np.copy, _weights(spec, seed))
+
+
+@cache
+def _weights(spec: ModelSpec, seed: int):
+    # Compiled as a whole: operation by operation it takes seconds.
     return jax.device_get(jax.jit(Encoder(spec).init)(jax.random.key(seed)))
 
 

@@ -79,7 +79,7 @@ class Embedder:
         self.mesh = mesh
         self._rows = rows
         self._row_length = row_length(self._templates)
-        self._encode = make_encode(encoder, mesh, pooling=contract.pooling, dtype=dtype)
+        self._encode = make_encode(encoder, mesh, pooling=contract.pooling, dtype=jnp.dtype(dtype))
 
     def encode(
         self,

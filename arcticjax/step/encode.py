@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,13 +16,15 @@ from arcticjax.models.spec import Pooling
 from arcticjax.parallel.mesh import BATCH, REPLICATED, replicated
 
 
+@functools.lru_cache(maxsize=8)
 def make_encode(
     encoder: Encoder, mesh: Mesh, *, pooling: Pooling, dtype: Any = jnp.float32
 ) -> Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]:
     """(params, tokens [N, G, S], starts [N, G, K], lengths [N, G, K]) -> float32 [N, G, K, D],
     whole on every device.
 
-    Embeddings have unit length; those of empty slots are zero.
+    Embeddings have unit length; those of empty slots are zero. Kept, because an export embeds as
+    the encoder and as the folder, which are one program where both are right.
     """
 
     def on_device(

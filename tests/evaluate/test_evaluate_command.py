@@ -1,6 +1,5 @@
 """`python -m arcticjax.evaluate`: what it writes, how it goes on, and what it refuses."""
 
-import functools
 import json
 
 import pytest
@@ -10,7 +9,6 @@ from arcticjax.evaluate import __main__ as command
 from arcticjax.evaluate import tasks
 from arcticjax.parallel import mesh as meshes
 from arcticjax.scoring import beir
-from arcticjax.step import embedder as embedder_module
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -18,10 +16,9 @@ pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_once():
-    """Every call would compile its own programs; those of equal models and meshes are equal."""
+    """One device, and the same for every call: programs of equal models and meshes are kept."""
     mesh = meshes.make_mesh(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedder_module, "make_encode", functools.cache(embedder_module.make_encode))
         patch.setattr(meshes, "make_mesh", lambda *sizes: mesh)
         yield
 

@@ -1,6 +1,5 @@
 """The certificate: right folders pass, wrong ones are refused and moved away."""
 
-import functools
 import json
 
 import jax
@@ -21,7 +20,6 @@ from arcticjax.models.resolve import resolve
 from arcticjax.models.spec import ModelSpec, parameter_shapes
 from arcticjax.models.tokenizer import TextTokenizer
 from arcticjax.parallel.mesh import local_mesh, make_mesh
-from arcticjax.step import embedder as embedder_module
 from tests import tiny
 from tests.torch_here import torch_here
 
@@ -57,14 +55,6 @@ def embedder_of(params):
 
 def one_device(folder):
     return make_embedder(open_source(folder), local_mesh())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once():
-    """Every embedder would compile its own program; those of equal models and meshes are equal."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedder_module, "make_encode", functools.cache(embedder_module.make_encode))
-        yield
 
 
 @pytest.fixture(scope="module")

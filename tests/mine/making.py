@@ -88,7 +88,7 @@ def start(
     file: Path, *arguments: str, devices: int = 1, environment: dict[str, str] | None = None
 ) -> subprocess.Popen:
     """The command as a user types it, in its own process."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-m", "arcticjax.mine", "--config", str(file), *arguments],
         env={**os.environ, "PYTHONPATH": ROOT, "XLA_FLAGS": flags, **(environment or {})},

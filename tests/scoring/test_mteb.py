@@ -1,7 +1,6 @@
 """MTEB's own evaluation of the Flax encoder, of its export, and of our scoring code: one number."""
 
 import dataclasses
-import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +12,6 @@ from arcticjax.parallel.mesh import make_mesh
 from arcticjax.scoring import beir, metrics
 from arcticjax.scoring.compression import FULL, Compression
 from arcticjax.scoring.retrieve import evaluate_each
-from arcticjax.step import embedder as embedder_module
 from tests import tiny
 
 mteb = pytest.importorskip("mteb")
@@ -21,14 +19,6 @@ mteb_tasks = pytest.importorskip("arcticjax.scoring.mteb_tasks")
 mteb_encoder = pytest.importorskip("arcticjax.scoring.mteb_encoder")
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once():
-    """Every embedder would compile its own program; those of equal models and meshes are equal."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedder_module, "make_encode", functools.cache(embedder_module.make_encode))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections import Counter
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -75,9 +76,15 @@ def facts(devices):
     }
 
 
+@cache
+def abstract(spec):
+    """Parameters, traced once for all numbers of devices."""
+    return Encoder(spec).abstract()
+
+
 def optimizer_bytes(spec, devices):
     """Of one of so many devices, for a model of these sizes."""
-    arrays = {"params": Encoder(spec).abstract(), "loss": {}}
+    arrays = {"params": abstract(spec), "loss": {}}
     sharding = make_sharding(arrays, meshes.make_mesh(devices))
     state = states.abstract_state(arrays, optax.adamw(1e-4), sharding)
     return device_bytes(state["optimizer"])

@@ -1,5 +1,7 @@
 """Embedding texts on the mesh, against one text at a time."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from arcticjax.models.encoder import Encoder
 from arcticjax.models.tokenizer import TextTokenizer
 from arcticjax.parallel import mesh as meshes
 from arcticjax.step.embedder import Embedder
+from arcticjax.step.encode import make_encode
 from tests import tiny
 
 CONTRACT = TextContract("river stone ", "", 12, 32, "mean")
@@ -82,3 +85,12 @@ def test_wrong_arguments(made):
         one.encode([("river", "stone")])
     with pytest.raises(ValueError, match="neither 'query' nor 'document'"):
         one.encode(["river"], ["query"])
+
+
+def test_equal_encoders_share_a_program():
+    """An export embeds as trained and as its folder says: what is equal compiles once."""
+    mesh = meshes.make_mesh(1)
+    copy = Encoder(dataclasses.replace(tiny.SPEC))
+    first = make_encode(Encoder(tiny.SPEC), mesh, pooling="mean")
+    assert make_encode(copy, meshes.make_mesh(1), pooling="mean") is first
+    assert make_encode(copy, mesh, pooling="cls") is not first

@@ -26,9 +26,10 @@ DEVICES = (1, 8, 32)
 def by_devices(quick_compiler):
     """Facts of the step on 1, 8 and 32 devices with as many pairs each, from a process that has 32
     fake ones."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=32"
     done = subprocess.run(
         [sys.executable, "-m", "tests.step.scaling", *map(str, DEVICES)],
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=32"},
+        env={**os.environ, "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
         timeout=280,

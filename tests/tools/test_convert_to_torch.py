@@ -1,7 +1,6 @@
 """The command: a run's checkpoint or a model folder becomes a certified sentence-transformers
 folder."""
 
-import functools
 import json
 import shutil
 
@@ -20,7 +19,6 @@ from arcticjax.export.folder import write_folder
 from arcticjax.models.pretrained import load_pretrained
 from arcticjax.models.resolve import resolve
 from arcticjax.models.spec import ModelSpec, parameter_shapes
-from arcticjax.step import embedder as embedder_module
 from tests import tiny
 from tests.torch_here import torch_here
 from tools.convert_to_torch.__main__ import main
@@ -34,11 +32,9 @@ TORCH_VECTORS = readers.torch_vectors
 
 @pytest.fixture(scope="module", autouse=True)
 def fast():
-    """Our own reader (sentence-transformers is tried in the certificate's tests), and one
-    compilation."""
+    """Our own reader: sentence-transformers is tried in the certificate's tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(readers, "torch_vectors", lambda folders, probes: None)
-        patch.setattr(embedder_module, "make_encode", functools.cache(embedder_module.make_encode))
         yield
 
 

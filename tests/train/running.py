@@ -17,6 +17,7 @@ from arcticjax.train import __main__ as command
 ROOT = str(Path(__file__).resolve().parents[2])
 # Reading an export back imports torch, which takes longer than all the rest; plots take matplotlib.
 BARE = {"export.enabled": False, "report.plots": False}
+UNSCORED = {"evaluation.tasks": [], **BARE}
 
 
 def train(file, *sets: str) -> None:
@@ -33,7 +34,7 @@ def start(
     arguments = [sys.executable, "-m", "arcticjax.train", "--config", str(file)]
     for one in sets:
         arguments += ["--set", one]
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         arguments,
         cwd=folder,

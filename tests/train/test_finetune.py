@@ -9,7 +9,7 @@ from arcticjax import errors
 from arcticjax.train import loop
 from launch.local import environments
 from tests.train import finetuning
-from tests.train.running import BARE, finish, lines, losses, same, start, train, weights
+from tests.train.running import UNSCORED, finish, lines, losses, same, start, train, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -22,7 +22,6 @@ MOVING = {
     "curriculum": {"shape": "linear", "levels": 2,
                    "points": [{"start": 0.0, "upper": 0.6}, {"start": 0.7, "upper": 0.9}]},
 }  # fmt: skip
-UNSCORED = {"evaluation.tasks": [], **BARE}
 OWN = {"data.negatives": MOVING, "checkpoint.save_every_steps": 2, **UNSCORED}
 SHARED = {"loss.in_batch_negatives": True, **UNSCORED}
 

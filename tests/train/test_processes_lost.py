@@ -128,5 +128,5 @@ def test_a_process_that_hangs_ends_with_142_and_its_stacks_and_the_other_too(tmp
 
 
 def _environment():
-    flags = "--xla_force_host_platform_device_count=1"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
     return {**os.environ, "PYTHONPATH": ROOT, "XLA_FLAGS": flags}

@@ -23,7 +23,7 @@ from arcticjax.train import __main__ as command
 from arcticjax.train.loop import Loop
 from tests import tiny
 from tests.torch_here import torch_here
-from tests.train.running import BARE, lines, same, train, weights
+from tests.train.running import BARE, UNSCORED, lines, same, train, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -111,13 +111,13 @@ def test_nothing_compiles_between_the_first_step_and_the_last(tmp_path, monkeypa
 
 
 def test_each_step_is_drawn_from_one_source_unless_mixed(tmp_path):
-    train(tiny.run_config(tmp_path, **{"data.stratified": False}, **BARE))
+    train(tiny.run_config(tmp_path, **{"data.stratified": False}, **UNSCORED))
     assert {line["source"] for line in lines(tmp_path)} == {"all"}
 
 
 def test_an_epoch_is_the_default_length(tmp_path):
     changes = {"train.total_steps": None, "optimizer.warmup_steps": 0}
-    train(tiny.run_config(tmp_path, **changes, **BARE))
+    train(tiny.run_config(tmp_path, **changes, **UNSCORED))
     sources = [line["source"] for line in lines(tmp_path)]
     assert sorted(sources) == ["a"] * 6 + ["b"] * 4  # 96 and 64 pairs in batches of 16
 
@@ -139,11 +139,10 @@ def test_a_preset_starts_from_random_weights(tmp_path, monkeypatch):
         tmp_path,
         **{
             "model": {"preset": "xs", "tokenizer": str(folder)},
-            "evaluation.tasks": [],
             "train.total_steps": 1,
             "optimizer.warmup_steps": 0,
         },
-        **BARE,
+        **UNSCORED,
     )
     train(file)
     meta = CheckpointStore(tmp_path / "run" / "checkpoints").read_meta()
@@ -153,7 +152,7 @@ def test_a_preset_starts_from_random_weights(tmp_path, monkeypatch):
 
 
 def test_numbers_that_are_not_finite_stop_the_run_and_name_the_pairs(tmp_path):
-    file = tiny.run_config(tmp_path, **BARE)
+    file = tiny.run_config(tmp_path, **UNSCORED)
     with pytest.raises(
         errors.NumericsError, match=r"step \d: .*source '[ab]', records \d+.*not applied"
     ):

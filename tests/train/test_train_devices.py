@@ -14,7 +14,7 @@ from arcticjax.step import activations
 from arcticjax.train import setup
 from launch.local import environments
 from tests import tiny
-from tests.train.running import BARE, ROOT, finish, losses, start, train
+from tests.train.running import BARE, ROOT, UNSCORED, finish, losses, start, train
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -57,7 +57,7 @@ def test_a_run_compares_its_processes_at_the_start_and_every_so_many_steps(short
 
 
 def test_encoding_once_or_twice_is_the_same_run(short, tmp_path):
-    train(tiny.run_config(tmp_path, **{"train.passes": "two"}, **BARE))
+    train(tiny.run_config(tmp_path, **{"train.passes": "two"}, **UNSCORED))
     one, two = (
         json.loads((folder / "run" / "result.json").read_text())["compiled_shapes"][0]
         for folder in (short, tmp_path)
@@ -86,8 +86,8 @@ def test_activations_are_kept_where_memory_allows(tmp_path, monkeypatch, room, w
 
 def test_eight_devices_give_the_run_of_one(short, tmp_path):
     """Two of them share each matrix."""
-    changes = {"mesh.data": "auto", "mesh.fsdp": 2, "evaluation.tasks": []}
-    train(tiny.run_config(tmp_path, **changes, **BARE))
+    changes = {"mesh.data": "auto", "mesh.fsdp": 2}
+    train(tiny.run_config(tmp_path, **changes, **UNSCORED))
     close(losses(short), losses(tmp_path))
 
 
