@@ -1,4 +1,5 @@
-"""What to change in a config that does not fit, cheapest first, and the first change that helps."""
+"""What to change in a config that does not fit, cheapest first, and the first change that helps;
+the largest global batch that fits."""
 
 from __future__ import annotations
 
@@ -89,6 +90,51 @@ def search(
         else:
             return None
     return settings, plan
+
+
+def largest_batch(
+    planner: Planner, plan: Plan, load: Load, say: Callable[[str], None]
+) -> Plan | None:
+    """The plan with the largest global batch whose training step fits, among powers of two times
+    that of `plan`; None if none of `MOST_TRIES` does.
+
+    Without scoring, whose memory hardly grows with the batch. load, say: as of `search`.
+    """
+    known = {plan.config.train.global_batch: plan}
+    while len(known) <= MOST_TRIES and (batch := _next_batch(known)) is not None:
+        settings = [f"train.global_batch={batch}"]
+        found = planner.plan(load(settings), evaluation=False)
+        verdict = "fits" if found.train_fits else "does not fit"
+        say(f"tried    {settings[0]}: {found.memory_bytes / 2**30:.2f} GiB, {verdict}")
+        known[batch] = found
+    return known[most] if (most := max(_fitting(known), default=None)) else None
+
+
+def _next_batch(known: dict[int, Plan]) -> int | None:
+    """The global batch to try next; None where the largest is found, or none is left.
+
+    Memory grows in proportion: where a line through the two largest that fit meets what a device
+    has, and twice the largest at least.
+    """
+    fitting = sorted(_fitting(known))
+    failing = min(set(known) - set(fitting), default=None)
+    if not fitting:
+        assert failing is not None
+        return failing // 2 if failing % (2 * known[failing].devices) == 0 else None
+    guess = 2 * fitting[-1]
+    if len(fitting) > 1:
+        before, last = fitting[-2:]
+        room = (known[last].capacity or 0) - known[last].memory_bytes
+        each = (known[last].memory_bytes - known[before].memory_bytes) / (last - before)
+        while 0 < each * (2 * guess - last) <= room:
+            guess *= 2
+    if failing is None:
+        return guess
+    return min(guess, failing // 2) if failing > 2 * fitting[-1] else None
+
+
+def _fitting(known: dict[int, Plan]) -> list[int]:
+    return [batch for batch, plan in known.items() if plan.train_fits]
 
 
 def _accepted(candidates, load: Load) -> Iterator[list[str]]:

@@ -21,6 +21,7 @@ class Stub:
     train_fits: bool = False
     memory_bytes: int = 2**31
     evaluation_memory: int = 0
+    capacity: int | None = None
     tasks_too_large: list = dataclasses.field(default_factory=list)
 
     @property
@@ -107,3 +108,55 @@ def test_a_step_that_fits_is_followed_by_scoring_that_fits(load):
     assert found is not None and found[1].fits
     assert found[0][:2] == ["train.microbatch=2", "evaluation.tasks=[]"]
     assert said[2] == "tried    train.microbatch=2 train.passes=two: 2.00 GiB, does not fit"
+
+
+class Growing:
+    """Memory in proportion to the batch beyond a base; fits up to a capacity."""
+
+    def __init__(self, capacity, base=1000, each=1.0, bent_until=0):
+        self.capacity, self.base, self.each, self.bent_until = capacity, base, each, bent_until
+        self.tried = []
+
+    def plan(self, config, *, evaluation=True):
+        batch = config.train.global_batch
+        self.tried.append(batch)
+        # Small batches may keep activations that larger ones do without.
+        size = self.base + (10**5 if batch < self.bent_until else int(self.each * batch))
+        fits = size <= self.capacity
+        return Stub(config, memory_bytes=size, train_fits=fits, capacity=self.capacity)
+
+
+def largest(load, planner, batch):
+    said = []
+    first = planner.plan(load([f"train.global_batch={batch}"]))
+    found = fit.largest_batch(planner, first, load, said.append)
+    assert len(said) == len(planner.tried) - 1
+    return found and found.config.train.global_batch
+
+
+@pytest.mark.parametrize("capacity", [1000 + 2**12, 1000 + 2**13 - 1])
+def test_the_largest_batch_is_found_by_a_line(load, capacity):
+    """Two that fit say where the rest lies: it and the double of it are tried, no others."""
+    planner = Growing(capacity)
+    assert largest(load, planner, 16) == 2**12
+    assert planner.tried == [16, 32, 2**12, 2**13]
+
+
+def test_the_largest_batch_where_the_line_misleads(load):
+    """Memory that falls, then grows faster than it did, and one that fits no batch at first."""
+    assert largest(load, Growing(10**6, bent_until=64), 16) == 2**19
+    # Half as much for each pair below 2 ** 10 as above.
+    steeper = Growing(1000 + 2**12)
+    plan = steeper.plan
+    steeper.plan = lambda config, **options: (
+        setattr(steeper, "each", 0.5 if config.train.global_batch < 2**10 else 1.0)
+        or plan(config, **options)
+    )
+    assert largest(load, steeper, 16) == 2**12
+    assert largest(load, Growing(1000 + 100), 1024) == 64
+
+
+def test_no_batch_fits(load):
+    planner = Growing(10)
+    assert largest(load, planner, 64) is None
+    assert planner.tried == [64, 32, 16, 8, 4]  # 4 devices
