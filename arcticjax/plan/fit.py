@@ -12,6 +12,7 @@ from arcticjax.plan.planner import Plan, Planner
 
 # Compilations of one search at most.
 MOST_TRIES = 12
+_LARGEST_LEAP = 16
 
 Load = Callable[[Sequence[str]], RunConfig]
 
@@ -114,7 +115,8 @@ def _next_batch(known: dict[int, Plan]) -> int | None:
     """The global batch to try next; None where the largest is found, or none is left.
 
     Memory grows in proportion: where a line through the two largest that fit meets what a device
-    has, and twice the largest at least.
+    has, at least twice the largest. At most `_LARGEST_LEAP` times it: small batches hide in memory
+    that is free again by then, so the line may be far too flat.
     """
     fitting = sorted(_fitting(known))
     failing = min(set(known) - set(fitting), default=None)
@@ -126,7 +128,7 @@ def _next_batch(known: dict[int, Plan]) -> int | None:
         before, last = fitting[-2:]
         room = (known[last].capacity or 0) - known[last].memory_bytes
         each = (known[last].memory_bytes - known[before].memory_bytes) / (last - before)
-        while 0 < each * (2 * guess - last) <= room:
+        while 2 * guess <= _LARGEST_LEAP * last and 0 < each * (2 * guess - last) <= room:
             guess *= 2
     if failing is None:
         return guess
