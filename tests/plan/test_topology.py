@@ -122,7 +122,8 @@ def test_a_gpu_is_described_in_full(name):
 
 
 def test_a_missing_plugin_is_named(monkeypatch):
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: ())
+    other = importlib.metadata.EntryPoint("xla_tpu", "module", "jax_plugins")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [other])
     with pytest.raises(errors.ConfigError, match=r"pip install 'arcticjax\[cuda\]'"):
         topology.open_devices(topology.parse("h200:8"))
 
