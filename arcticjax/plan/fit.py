@@ -4,6 +4,7 @@ the largest global batch that fits."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 from arcticjax import errors
@@ -114,25 +115,28 @@ def largest_batch(
 def _next_batch(known: dict[int, Plan]) -> int | None:
     """The global batch to try next; None where the largest is found, or none is left.
 
-    Memory grows in proportion: where a line through the two largest that fit meets what a device
-    has, at least twice the largest. At most `_LARGEST_LEAP` times it: small batches hide in memory
-    that is free again by then, so the line may be far too flat.
+    Twice the largest that fits, or more as far as a line through the two largest stays below what a
+    device has; at most `_LARGEST_LEAP` times, because what a small batch adds may hide in memory
+    that is free again by then. For the same reason memory grows no slower further on: where the
+    line says that the double is too much, it is not tried.
     """
     fitting = sorted(_fitting(known))
-    failing = min(set(known) - set(fitting), default=None)
+    failing = min(set(known) - set(fitting), default=math.inf)
     if not fitting:
-        assert failing is not None
-        return failing // 2 if failing % (2 * known[failing].devices) == 0 else None
+        return int(failing) // 2 if failing % (2 * known[int(failing)].devices) == 0 else None
     guess = 2 * fitting[-1]
     if len(fitting) > 1:
-        before, last = fitting[-2:]
-        room = (known[last].capacity or 0) - known[last].memory_bytes
-        each = (known[last].memory_bytes - known[before].memory_bytes) / (last - before)
-        while 2 * guess <= _LARGEST_LEAP * last and 0 < each * (2 * guess - last) <= room:
+        before, last = known[fitting[-2]], known[fitting[-1]]
+        room = (last.capacity or 0) - last.memory_bytes
+        each = (last.memory_bytes - before.memory_bytes) / (fitting[-1] - fitting[-2])
+        # `auto` goes over to two passes, which keep less.
+        settled = before.passes in ("two", before.config.train.passes)
+        if settled and each * (guess - fitting[-1]) > room:
+            return None
+        most = min(_LARGEST_LEAP * fitting[-1], failing // 2)
+        while 2 * guess <= most and 0 < each * (2 * guess - fitting[-1]) <= room:
             guess *= 2
-    if failing is None:
-        return guess
-    return min(guess, failing // 2) if failing > 2 * fitting[-1] else None
+    return guess if guess < failing else None
 
 
 def _fitting(known: dict[int, Plan]) -> list[int]:

@@ -111,19 +111,23 @@ def test_a_step_that_fits_is_followed_by_scoring_that_fits(load):
 
 
 class Growing:
-    """Memory in proportion to the batch beyond a base; fits up to a capacity."""
+    """Memory in proportion to the batch beyond a base; below `kept_until`, with one pass, a hundred
+    times as much for each pair."""
 
-    def __init__(self, capacity, base=1000, each=1.0, bent_until=0):
-        self.capacity, self.base, self.each, self.bent_until = capacity, base, each, bent_until
+    def __init__(self, capacity, each=1.0, kept_until=0):
+        self.capacity, self.each, self.kept_until = capacity, each, kept_until
         self.tried = []
 
     def plan(self, config, *, evaluation=True):
         batch = config.train.global_batch
         self.tried.append(batch)
-        # Small batches may keep activations that larger ones do without.
-        size = self.base + (10**5 if batch < self.bent_until else int(self.each * batch))
+        one = batch < self.kept_until or config.train.passes == "one"
+        size = 1000 + int(self.each * batch) * (100 if one else 1)
+        passes = "one" if one else "two"
         fits = size <= self.capacity
-        return Stub(config, memory_bytes=size, train_fits=fits, capacity=self.capacity)
+        return Stub(
+            config, passes=passes, memory_bytes=size, train_fits=fits, capacity=self.capacity
+        )
 
 
 def largest(load, planner, batch):
@@ -136,15 +140,18 @@ def largest(load, planner, batch):
 
 @pytest.mark.parametrize("capacity", [1000 + 2**12, 1000 + 2**13 - 1])
 def test_the_largest_batch_is_found_by_a_line(load, capacity):
-    """Two that fit say where the rest lies: it and the double of it are tried."""
+    """Two that fit say where the rest lies, and that its double does not fit."""
     planner = Growing(capacity)
     assert largest(load, planner, 16) == 2**12
-    assert planner.tried == [16, 32, 2**9, 2**12, 2**13]  # no leap over more than 16 times
+    assert planner.tried == [16, 32, 2**9, 2**12]  # no leap over more than 16 times
 
 
 def test_the_largest_batch_where_the_line_misleads(load):
-    """Memory that falls, then grows faster than it did, and one that fits no batch at first."""
-    assert largest(load, Growing(10**6, bent_until=64), 16) == 2**19
+    """One pass for small batches, memory that grows faster later, a first batch too large."""
+    assert largest(load, Growing(1000 + 2**12, kept_until=64), 16) == 2**12
+    only_one = lambda settings: load(["train.passes=one", *settings])  # noqa: E731
+    planner = Growing(1000 + 100 * 63)
+    assert largest(only_one, planner, 16) == 32 and planner.tried == [16, 32]
     # Half as much for each pair below 2 ** 10 as above.
     steeper = Growing(1000 + 2**12)
     plan = steeper.plan
