@@ -109,13 +109,3 @@ def test_a_batch_that_does_not_fit_is_made_to(tmp_path):
     assert not plan["fits"] and plan["refused"] is None
     assert plan["hbm_bytes_per_chip"] > plan["hbm_capacity_bytes"]
     assert plan["fit"]["changes"] and plan["fit"]["plan"]["fits"]
-
-
-def test_the_largest_batch(tmp_path):
-    sets = (*WITHOUT_SCORING, "train.passes=two")
-    recipe = CONFIGS / "pretrain_xs.yaml"
-    plan = planned(recipe, "h200:8", tmp_path, *sets, options=["--largest-batch"])
-    largest = plan["largest_batch"]
-    room = largest["hbm_capacity_bytes"]
-    assert largest["global_batch"] > plan["global_batch"]
-    assert room / 2.2 < largest["hbm_bytes_per_chip"] <= room
