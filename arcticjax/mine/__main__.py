@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="say what mining so many takes on --topology, such as 1e6/1e7, and stop",
     )
     parser.add_argument(
-        "--topology", default="v5e:2x4", metavar="KIND:SIZE", help="with --plan: a slice"
+        "--topology", default="v5e:2x4", metavar="KIND:SIZE", help="with --plan: a slice or GPUs"
     )
     parser.add_argument(
         "--lengths",

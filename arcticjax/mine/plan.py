@@ -18,8 +18,6 @@ from arcticjax.parallel.chips import CHIPS, Chip
 from arcticjax.step.search import FLOAT_BYTES, QUERY_BLOCK, cut_block, fitting
 
 GB = 1e9
-# A product of float32 numbers to float32 accuracy is this many products of bfloat16 numbers.
-FLOAT32_PASSES = 6
 # Slots of packed rows that hold tokens.
 FILL = 0.95
 # Scores a second among which one chip keeps the best K: an assumption, not measured on a TPU.
@@ -51,7 +49,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether a chip's memory suffices."""
-        return self.hbm_bytes <= self.chip.hbm_bytes
+        return self.hbm_bytes <= self.chip.usable_bytes
 
 
 def parse_slice(text: str) -> tuple[Chip, int]:
@@ -91,7 +89,7 @@ def make_plan(
     """
     width, k = spec.hidden_size, min(config.top_k, documents)
     efficiency = efficiency or (0.5 if width >= 768 else 0.35)
-    block = min(documents, config.document_block or fitting(chip.hbm_bytes, width, chips))
+    block = min(documents, config.document_block or fitting(chip.usable_bytes, width, chips))
     blocks = math.ceil(documents / block)
     share, tile = cut_block(block, documents, chips)
 
@@ -99,7 +97,7 @@ def make_plan(
     # A token's forward pass: 4 h^2 + 2 h f multiply-adds a layer for the matrices, and 2 S h for
     # attention over its row.
     layer = 4 * width**2 + 2 * width * spec.intermediate_size + 2 * row_length * width
-    passes = FLOAT32_PASSES if config.precision == "float32" else 1
+    passes = chip.float32_cost if config.precision == "float32" else 1
     peak = chips * chip.peak_flops * efficiency
     embed_flops = 2 * spec.num_layers * layer * tokens / FILL
 
@@ -120,7 +118,7 @@ def make_plan(
         # Results twice while positives are parted from them, and one chip's documents on their way.
         host_bytes=3 * results + FLOAT_BYTES * (params + share * width),
         embed_seconds=embed_flops * passes / peak,
-        product_seconds=2 * queries * documents * width * FLOAT32_PASSES / peak,
+        product_seconds=2 * queries * documents * width * chip.float32_cost / peak,
         select_seconds=queries * documents / (chips * SELECTED),
         efficiency=efficiency,
         lengths=lengths,
@@ -134,7 +132,7 @@ def to_text(plan: Plan) -> str:
         [
             f"mining     {plan.queries:,} queries x {plan.documents:,} documents x "
             f"{plan.dimension}, top {plan.top_k:,}, on {plan.chips} {plan.chip.name}",
-            f"chip       {_size(plan.hbm_bytes)} of {_size(plan.chip.hbm_bytes)}: "
+            f"chip       {_size(plan.hbm_bytes)} of {_size(plan.chip.usable_bytes)}: "
             f"{'fits' if plan.fits else 'does not fit; set document_block lower'}; "
             f"{plan.blocks} block(s) of documents",
             f"host       {_size(plan.host_bytes)} beside the program",

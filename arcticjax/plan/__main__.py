@@ -25,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Plans what the arguments say; returns 0, whether or not it fits."""
     parser = _Parser(
         prog="python -m arcticjax.plan",
-        description="Compile a config's programs for a TPU slice, without the slice, and say "
-        "whether they fit and what a step costs.",
+        description="Compile a config's programs for a TPU slice or for GPUs, without them, and "
+        "say whether they fit and what a step costs.",
     )
     parser.add_argument(
         "--config", required=True, metavar="FILE", help="YAML file that describes the run"
@@ -40,14 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--topology",
         metavar="KIND:SIZE",
-        help=f"a slice ({', '.join(topology.CHIPS)}; such as v5e:16x16 or v5p:4x4x4), or cpu:N for "
-        "N fake devices; left out: the devices of this machine",
+        help=f"a slice or a number of GPUs ({', '.join(topology.CHIPS)}; such as v5e:16x16, "
+        "v5p:4x4x4 or h200:8), or cpu:N for N fake devices; left out: the devices of this machine",
     )
     parser.add_argument("--json", metavar="FILE", help="write the plan there, too")
     parser.add_argument(
         "--fit",
         action="store_true",
         help="if it does not fit, look for the smallest change that does",
+    )
+    parser.add_argument(
+        "--largest-batch",
+        action="store_true",
+        help="look for the largest global batch whose training step fits, by powers of two",
     )
     parser.add_argument(
         "--lengths",
@@ -102,21 +107,31 @@ def _train(
     def load(settings: Sequence[str]) -> configs.RunConfig:
         return configs.load_config(options.config, [*options.set, *settings])
 
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    changes: list[str] = []
     if not plan.fits and not options.fit:
         print(report.advice(list(itertools.islice(fit.changes(plan, load), 8))))
     elif not plan.fits:
-        found = fit.search(planner, plan, load, lambda line: print(line, flush=True))
+        found = fit.search(planner, plan, load, say)
         written["fit"] = None
         if found is not None:
-            changes, fitting = found
-            written["fit"] = {"changes": changes, "plan": report.to_json(fitting)}
-            print(report.to_text(fitting, options.config))
+            changes, plan = found
+            written["fit"] = {"changes": changes, "plan": report.to_json(plan)}
+            print(report.to_text(plan, options.config))
             print("fits by  " + " ".join(f"--set {one}" for one in changes))
         else:
             print("fits by  nothing that was tried; take a larger slice or a smaller global batch")
     elif options.fit:
         written["fit"] = {"changes": [], "plan": None}
         print("fits by  no change")
+    if options.largest_batch and plan.capacity is None:
+        raise errors.ConfigError("--largest-batch: the memory of these devices is not known")
+    if options.largest_batch:
+        largest = fit.largest_batch(planner, plan, lambda more: load([*changes, *more]), say)
+        written["largest_batch"] = largest and report.to_json(largest)
+        print(report.largest(largest))
     return written
 
 
@@ -124,10 +139,10 @@ def _mine(options: argparse.Namespace, target: topology.Target) -> dict[str, Any
     """Plans mining and says so; what `--json` holds."""
     counts = _pair(options.mine, "--mine", "two counts such as 1e6/1e7", 1)
     config = configs.load(configs.MineConfig, options.config, options.set)
-    if options.lengths or options.efficiency:
+    if options.lengths or options.efficiency or options.largest_batch:
         raise errors.ConfigError(
-            "--lengths, --efficiency: have no effect with --mine, which projects no time; see "
-            "python -m arcticjax.mine --plan"
+            "--lengths, --efficiency, --largest-batch: have no effect with --mine, which has no "
+            "training step and projects no time; see python -m arcticjax.mine --plan"
         )
     topology.prepare_environment(target)
     from arcticjax.plan import mining

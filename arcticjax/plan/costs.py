@@ -87,7 +87,7 @@ def project(
     efficiency: float | None = None,
     guide: ModelSpec | None = None,
 ) -> Projection:
-    """The projected time of a step on a slice.
+    """The projected time of a step on a slice or on GPUs.
 
     state_bytes: parameters and optimiser of one device. guide: a frozen encoder that goes over the
     same rows once.
@@ -111,18 +111,19 @@ def project(
         done += 4.0 * shapes.pairs * documents * guide.hidden_size
         moved += 2 * activation_bytes(guide, shapes.row_length, precision_bytes) * slots
         weights += 4 * guide.parameter_count()
-    # float32 matrices take as many passes through the bfloat16 units as jax's HIGHEST asks: six.
-    slower = 1 if precision_bytes == 2 else 6
+    slower = 1 if precision_bytes == 2 else chip.float32_cost
     compute = done * slower / (chip.peak_flops * efficiency)
     memory = (moved + load.microbatches * weights + 2 * state_bytes) / chip.hbm_bandwidth
-    sent = sum(
-        _bytes_on_the_wire(one) * (load.microbatches * spec.num_layers if one.in_loop else 1)
+    network = sum(
+        _bytes_on_the_wire(one)
+        * (load.microbatches * spec.num_layers if one.in_loop else 1)
+        / target.bandwidth(one.groups[0])
         for one in collectives
     )
     return Projection(
         compute=compute,
         memory=memory,
-        network=sent / target.ici_bandwidth,
+        network=network,
         efficiency=efficiency,
         ideal=model_flops(spec, load, batch) / (chip.peak_flops * shapes.devices),
     )

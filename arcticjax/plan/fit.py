@@ -1,8 +1,10 @@
-"""What to change in a config that does not fit, cheapest first, and the first change that helps."""
+"""What to change in a config that does not fit, cheapest first, and the first change that helps;
+the largest global batch that fits."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 from arcticjax import errors
@@ -11,6 +13,7 @@ from arcticjax.plan.planner import Plan, Planner
 
 # Compilations of one search at most.
 MOST_TRIES = 12
+_LARGEST_LEAP = 16
 
 Load = Callable[[Sequence[str]], RunConfig]
 
@@ -89,6 +92,55 @@ def search(
         else:
             return None
     return settings, plan
+
+
+def largest_batch(
+    planner: Planner, plan: Plan, load: Load, say: Callable[[str], None]
+) -> Plan | None:
+    """The plan with the largest global batch whose training step fits, among powers of two times
+    that of `plan`; None if none of `MOST_TRIES` does.
+
+    Without scoring, whose memory hardly grows with the batch. load, say: as of `search`.
+    """
+    known = {plan.config.train.global_batch: plan}
+    while len(known) <= MOST_TRIES and (batch := _next_batch(known)) is not None:
+        settings = [f"train.global_batch={batch}"]
+        found = planner.plan(load(settings), evaluation=False)
+        verdict = "fits" if found.train_fits else "does not fit"
+        say(f"tried    {settings[0]}: {found.memory_bytes / 2**30:.2f} GiB, {verdict}")
+        known[batch] = found
+    return known[most] if (most := max(_fitting(known), default=None)) else None
+
+
+def _next_batch(known: dict[int, Plan]) -> int | None:
+    """The global batch to try next; None where the largest is found, or none is left.
+
+    Twice the largest that fits, or more as far as a line through the two largest stays below what a
+    device has; at most `_LARGEST_LEAP` times, because what a small batch adds may hide in memory
+    that is free again by then. For the same reason memory grows no slower further on: where the
+    line says that the double is too much, it is not tried.
+    """
+    fitting = sorted(_fitting(known))
+    failing = min(set(known) - set(fitting), default=math.inf)
+    if not fitting:
+        return int(failing) // 2 if failing % (2 * known[int(failing)].devices) == 0 else None
+    guess = 2 * fitting[-1]
+    if len(fitting) > 1:
+        before, last = known[fitting[-2]], known[fitting[-1]]
+        room = (last.capacity or 0) - last.memory_bytes
+        each = (last.memory_bytes - before.memory_bytes) / (fitting[-1] - fitting[-2])
+        # `auto` goes over to two passes, which keep less.
+        settled = before.passes in ("two", before.config.train.passes)
+        if settled and each * (guess - fitting[-1]) > room:
+            return None
+        most = min(_LARGEST_LEAP * fitting[-1], failing // 2)
+        while 2 * guess <= most and 0 < each * (2 * guess - fitting[-1]) <= room:
+            guess *= 2
+    return guess if guess < failing else None
+
+
+def _fitting(known: dict[int, Plan]) -> list[int]:
+    return [batch for batch, plan in known.items() if plan.train_fits]
 
 
 def _accepted(candidates, load: Load) -> Iterator[list[str]]:

@@ -62,9 +62,12 @@ def plan_mining(
     config: MineConfig, target: topology.Target, queries: int, documents: int
 ) -> MiningPlan:
     """Compiles what mining runs on a target. Raises ConfigError for a config that it cannot run."""
-    mesh = meshes.make_mesh(config.mesh.data, among=topology.open_devices(target))
+    mesh = meshes.make_mesh(
+        config.mesh.data, slices=target.slices("auto"), among=topology.open_devices(target)
+    )
     devices, capacity = mesh.devices.size, topology.memory(target)
-    notes: list[str] = []
+    counted = topology.memory_note(target)
+    notes = [counted] if counted else []
     spec, lengths = workload.encoder_sizes(
         "teacher", config.teacher, config.contract.pooling, notes
     )

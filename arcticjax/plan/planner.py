@@ -104,13 +104,17 @@ class Planner:
         a config that this target cannot run.
         """
         mesh = meshes.make_mesh(
-            config.mesh.data, config.mesh.fsdp, config.mesh.slices, among=self._devices
+            config.mesh.data,
+            config.mesh.fsdp,
+            self.target.slices(config.mesh.slices),
+            among=self._devices,
         )
         programs.check_global_batch(config.train.global_batch, mesh.devices.size)
         work = workload.describe(config, self._lengths)
         shapes = programs.choose_shapes(config, work.spec, work.views, work.draw, work.sides, mesh)
         load = workload.expected_load(work, shapes)
-        capacity = topology.memory(self.target)
+        capacity, counted = topology.memory(self.target), topology.memory_note(self.target)
+        work.notes.extend([counted] if counted else [])
         with jax.set_mesh(mesh):
             program, train = self._train_step(work, shapes, mesh, capacity)
             listed = [retrieval.entry(program.announcement(), train)]

@@ -152,3 +152,13 @@ def advice(settings: Sequence[Sequence[str]]) -> str:
     if not settings:
         return "try      a larger slice"
     return "\n".join(f"try      {' '.join(f'--set {one}' for one in each)}" for each in settings)
+
+
+def largest(plan: Plan | None) -> str:
+    """The largest global batch in a line."""
+    if plan is None:
+        return "largest  no global batch that was tried fits"
+    return (
+        f"largest  --set train.global_batch={plan.config.train.global_batch}: "
+        f"{_size(plan.memory_bytes)}, passes {plan.passes}"
+    )

@@ -1,8 +1,8 @@
-"""Slices by name, the chips they are made of, and their devices without the slice.
+"""Slices and GPUs by name, the chips they are made of, and their devices without the chips.
 
-`v5e:16x16` names a kind of chip and how many stand along each side. The `libtpu` wheel describes
-such a slice and compiles for it on any x86 machine (jax.experimental.topologies); nothing is
-executed. Found by trial with libtpu 0.0.42 and jax 0.10:
+`v5e:16x16` names a kind of chip and how many stand along each side, `h200:8` how many GPUs (see
+`gpus`). The `libtpu` wheel describes a slice and compiles for it on any x86 machine
+(jax.experimental.topologies); nothing is executed. Found by trial with libtpu 0.0.42 and jax 0.10:
 
 - No variable has to be set. TPU_SKIP_MDS_QUERY keeps it from asking a metadata server that is not
   there; TPU_ACCELERATOR_TYPE and TPU_WORKER_HOSTNAMES only silence its complaint that it found
@@ -18,38 +18,42 @@ import importlib.util
 import math
 import os
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from arcticjax import errors
 from arcticjax.config.checks import nearest
-from arcticjax.parallel.chips import CHIPS, Chip
+from arcticjax.parallel.chips import CHIPS, Chip, Gpu, gpu_share
+from arcticjax.plan import gpus
 
-# Each fake device has threads of its own.
-MOST_FAKE_DEVICES = 1024
-_GPUS = ("gpu", "cuda", "a100", "h100", "h200", "b200")
+# Each fake device has threads of its own; described GPUs are no more.
+MOST_DEVICES = 1024
 
 _NAME = re.compile(r"(?P<kind>[A-Za-z0-9]+):(?P<sides>\d+(?:x\d+)*)")
-# Read by jax and libtpu when they are loaded.
+# Read by jax and XLA when they are loaded.
 _ENVIRONMENT = {
-    # What was compiled for a slice cannot be read back where there is none.
+    # What was compiled for devices that are not there cannot be read back.
     "JAX_ENABLE_COMPILATION_CACHE": "false",
+    # The log of an ordinary start and compilation would bury ours.
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+_TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
-    # Its log of an ordinary start and compilation would bury ours.
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a program is compiled for: a TPU slice (`chip` and its `sides`), `devices` fake CPU
-    devices, or, with neither, the devices of this machine."""
+    """What a program is compiled for: a TPU slice (`chip` and its `sides`), GPUs (one side, their
+    number), `devices` fake CPU devices, or, with none of these, the devices of this machine."""
 
     name: str
     chip: Chip | None = None
@@ -64,6 +68,28 @@ class Target:
         open_sides = sum(side % self.chip.ring != 0 for side in self.sides)
         return self.chip.ici_bandwidth * (1 - open_sides / 2 / len(self.sides))
 
+    @property
+    def hosts(self) -> int:
+        """Hosts of GPUs; 1 for other targets, whose network between hosts is that between chips."""
+        return -(-self.sides[0] // self.chip.per_host) if isinstance(self.chip, Gpu) else 1
+
+    def bandwidth(self, group: Sequence[int]) -> float:
+        """Bytes a second that each of these chips, by their places in the mesh, sends to the next.
+
+        GPUs of several hosts: rings cross from host to host by the adapters of all GPUs that take
+        part, whose sum no GPU of the ring can exceed.
+        """
+        if not isinstance(self.chip, Gpu) or self.hosts == 1:
+            return self.ici_bandwidth
+        sharing = Counter(place // self.chip.per_host for place in group)
+        if len(sharing) == 1:
+            return self.ici_bandwidth
+        return min(self.ici_bandwidth, min(sharing.values()) * self.chip.network_bandwidth)
+
+    def slices(self, wanted: int | str) -> int | str:
+        """What `mesh.slices` comes to: `auto` is the hosts of GPUs, as real ones report it."""
+        return self.hosts if wanted == "auto" and self.hosts > 1 else wanted
+
 
 def parse(name: str | None) -> Target:
     """The target that a name means; None means this machine. Raises ConfigError."""
@@ -74,21 +100,16 @@ def parse(name: str | None) -> Target:
     if match is None:
         raise errors.ConfigError(
             f"--topology: {name!r} is not KIND:SIZE; write for example v5e:16x16, v5p:4x4x4, "
-            f"v6e:8x8 or cpu:8 (kinds: {', '.join(kinds)})"
+            f"v6e:8x8, h200:8 or cpu:8 (kinds: {', '.join(kinds)})"
         )
     kind, sides = match["kind"].lower(), tuple(map(int, match["sides"].split("x")))
     if kind == "cpu":
-        if len(sides) != 1 or not 1 <= sides[0] <= MOST_FAKE_DEVICES:
+        if len(sides) != 1 or not 1 <= sides[0] <= MOST_DEVICES:
             raise errors.ConfigError(
                 f"--topology: {name!r}: cpu takes one number of devices, at most "
-                f"{MOST_FAKE_DEVICES}, such as cpu:8"
+                f"{MOST_DEVICES}, such as cpu:8"
             )
         return Target(name, devices=sides[0])
-    if kind in _GPUS:
-        raise errors.ConfigError(
-            f"--topology: {name!r}: programs for GPUs can only be compiled where there is one; "
-            "leave --topology out on such a machine (see docs/plan.md for estimates without one)"
-        )
     if kind not in CHIPS:
         close = nearest(kind, kinds)
         hint = f"; did you mean {close}:{match['sides']}?" if close else ""
@@ -96,7 +117,9 @@ def parse(name: str | None) -> Target:
             f"--topology: no chip {kind!r} is known{hint} (kinds: {', '.join(kinds)})"
         )
     chip = CHIPS[kind]
-    if len(sides) != chip.sides or not all(sides) or sides[0] % 2 or sides[1] % 2:
+    if isinstance(chip, Gpu):
+        _check_count(name, chip, sides)
+    elif len(sides) != chip.sides or not all(sides) or sides[0] % 2 or sides[1] % 2:
         example = "x".join(str(max(2, side + side % 2)) for side in (*sides, 4, 4)[: chip.sides])
         raise errors.ConfigError(
             f"--topology: {name!r}: a slice of {kind} has {chip.sides} sides, and its hosts have "
@@ -105,8 +128,19 @@ def parse(name: str | None) -> Target:
     return Target(name, chip=chip, sides=sides)
 
 
+def _check_count(name: str, chip: Gpu, sides: tuple[int, ...]) -> None:
+    count = sides[0]
+    uneven = count > chip.per_host and count % chip.per_host
+    if len(sides) != 1 or not 1 <= count <= MOST_DEVICES or uneven:
+        raise errors.ConfigError(
+            f"--topology: {name!r}: {chip.name} takes one number of GPUs: 1 to {chip.per_host} on "
+            f"one host, or a multiple of {chip.per_host}, at most {MOST_DEVICES}, such as "
+            f"{chip.name}:{chip.per_host}"
+        )
+
+
 def prepare_environment(target: Target) -> None:
-    """Sets what jax and libtpu read when they start; must come before jax is imported."""
+    """Sets what jax and XLA read when they start; must come before jax is imported."""
     if target.name == "local":
         return
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -114,14 +148,15 @@ def prepare_environment(target: Target) -> None:
         flag = f"--xla_force_host_platform_device_count={target.devices}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     if target.chip is not None:
-        for name, value in _ENVIRONMENT.items():
-            os.environ[name] = value
+        os.environ.update(_ENVIRONMENT)
+        if not isinstance(target.chip, Gpu):
+            os.environ.update(_TPU_ENVIRONMENT)
 
 
 def open_devices(target: Target) -> list[Any]:
     """The devices of a target, described or real.
 
-    Raises ConfigError where libtpu is missing or knows no such slice.
+    Raises ConfigError where the compiler is missing or knows no such slice.
     """
     import jax
 
@@ -133,6 +168,8 @@ def open_devices(target: Target) -> list[Any]:
                 f"{len(found)}"
             )
         return found[: target.devices] if target.devices else found
+    if isinstance(target.chip, Gpu):
+        return gpus.open_devices(target.name, target.chip, target.sides[0])
     if importlib.util.find_spec("libtpu") is None:
         raise errors.ConfigError(
             f"--topology: {target.name} needs the TPU compiler, which is not installed: "
@@ -157,7 +194,17 @@ def open_devices(target: Target) -> list[Any]:
 def memory(target: Target) -> int | None:
     """Bytes of one device that a program may use; None where that cannot be told."""
     if target.chip is not None:
-        return target.chip.hbm_bytes
+        return target.chip.usable_bytes
     from arcticjax.parallel import mesh as meshes
 
     return meshes.device_memory()
+
+
+def memory_note(target: Target) -> str | None:
+    """Where a device's memory is only counted in part: which."""
+    if not isinstance(target.chip, Gpu):
+        return None
+    return (
+        f"memory: {gpu_share():g} of the {target.chip.hbm_bytes / 2**30:.2f} GiB of a GPU, as jax "
+        "takes here; XLA_PYTHON_CLIENT_MEM_FRACTION gives it another share"
+    )

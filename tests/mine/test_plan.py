@@ -51,8 +51,21 @@ def test_float32_takes_six_times_as_long_to_embed():
     assert planned(precision="float32").embed_seconds == 6 * planned().embed_seconds
 
 
+def test_gpus_have_what_jax_takes_of_their_memory(monkeypatch):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
+    found = planned("h200", documents=2 * 10**8)
+    assert found.fits and found.blocks == 3
+    whole = planned("h200", documents=2 * 10**8, document_block=2 * 10**8)
+    assert not whole.fits and f"of {0.5 * 150_121_545_728 / 1e9:.2f} GB" in plan.to_text(whole)
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION")
+    assert planned("h200", documents=2 * 10**8, document_block=2 * 10**8).fits
+    slower = planned("h200", precision="float32").embed_seconds / planned("h200").embed_seconds
+    assert slower == pytest.approx(989 / 67)
+
+
 @pytest.mark.parametrize("text", ["v5e", "v9:2x4", "v5e:0", "8", "v5e:2x"])
 def test_slices(text):
     assert plan.parse_slice("v5p:2x2x2") == (CHIPS["v5p"], 8)
+    assert plan.parse_slice("h200:8") == (CHIPS["h200"], 8)
     with pytest.raises(ConfigError, match="--topology"):
         plan.parse_slice(text)

@@ -50,10 +50,11 @@ GATHER = Collective("g", "all-gather", 2**30, (tuple(range(256)),), False, "")
 
 
 def project(*collectives, load=LOAD, **changes):
-    options = dict(passes="two", precision_bytes=2, state_bytes=10**9, efficiency=0.5)
-    return costs.project(
-        PRESETS["m"], SHAPES, load, topology.parse("v5e:16x16"), collectives, **(options | changes)
-    )
+    options = dict(
+        target=topology.parse("v5e:16x16"), passes="two", precision_bytes=2, state_bytes=10**9,
+        efficiency=0.5,
+    )  # fmt: skip
+    return costs.project(PRESETS["m"], SHAPES, load, collectives=collectives, **(options | changes))
 
 
 def test_full_rows_at_full_fill_cost_what_the_formula_says():
@@ -72,6 +73,21 @@ def test_one_pass_saves_a_quarter_and_float32_costs_six_times():
     two, one = project(), project(passes="one")
     assert 0.75 < one.compute / two.compute < 0.76  # the loss stays
     assert project(precision_bytes=4).compute == pytest.approx(6 * two.compute)
+
+
+def test_gpus_multiply_float32_beside_the_matrix_units():
+    target = topology.parse("h200:16")
+    two = project(target=target)
+    assert project(target=target, precision_bytes=4).compute == pytest.approx(
+        two.compute * 989 / 67
+    )
+
+
+def test_what_crosses_hosts_of_gpus_takes_longer():
+    host = dataclasses.replace(GATHER, groups=(tuple(range(8)), tuple(range(8, 16))))
+    across = dataclasses.replace(GATHER, groups=tuple((one, one + 8) for one in range(8)))
+    found = project(host, across, target=topology.parse("h100:16")).network
+    assert found == pytest.approx(2**30 * (7 / 8 / 450e9 + 1 / 2 / 50e9))
 
 
 def test_a_guide_costs_a_forward_pass_more():

@@ -21,6 +21,7 @@ class Stub:
     train_fits: bool = False
     memory_bytes: int = 2**31
     evaluation_memory: int = 0
+    capacity: int | None = None
     tasks_too_large: list = dataclasses.field(default_factory=list)
 
     @property
@@ -107,3 +108,62 @@ def test_a_step_that_fits_is_followed_by_scoring_that_fits(load):
     assert found is not None and found[1].fits
     assert found[0][:2] == ["train.microbatch=2", "evaluation.tasks=[]"]
     assert said[2] == "tried    train.microbatch=2 train.passes=two: 2.00 GiB, does not fit"
+
+
+class Growing:
+    """Memory in proportion to the batch beyond a base; below `kept_until`, with one pass, a hundred
+    times as much for each pair."""
+
+    def __init__(self, capacity, each=1.0, kept_until=0):
+        self.capacity, self.each, self.kept_until = capacity, each, kept_until
+        self.tried = []
+
+    def plan(self, config, *, evaluation=True):
+        batch = config.train.global_batch
+        self.tried.append(batch)
+        one = batch < self.kept_until or config.train.passes == "one"
+        size = 1000 + int(self.each * batch) * (100 if one else 1)
+        passes = "one" if one else "two"
+        fits = size <= self.capacity
+        return Stub(
+            config, passes=passes, memory_bytes=size, train_fits=fits, capacity=self.capacity
+        )
+
+
+def largest(load, planner, batch):
+    said = []
+    first = planner.plan(load([f"train.global_batch={batch}"]))
+    found = fit.largest_batch(planner, first, load, said.append)
+    assert len(said) == len(planner.tried) - 1
+    return found and found.config.train.global_batch
+
+
+@pytest.mark.parametrize("capacity", [1000 + 2**12, 1000 + 2**13 - 1])
+def test_the_largest_batch_is_found_by_a_line(load, capacity):
+    """Two that fit say where the rest lies, and that its double does not fit."""
+    planner = Growing(capacity)
+    assert largest(load, planner, 16) == 2**12
+    assert planner.tried == [16, 32, 2**9, 2**12]  # no leap over more than 16 times
+
+
+def test_the_largest_batch_where_the_line_misleads(load):
+    """One pass for small batches, memory that grows faster later, a first batch too large."""
+    assert largest(load, Growing(1000 + 2**12, kept_until=64), 16) == 2**12
+    only_one = lambda settings: load(["train.passes=one", *settings])  # noqa: E731
+    planner = Growing(1000 + 100 * 63)
+    assert largest(only_one, planner, 16) == 32 and planner.tried == [16, 32]
+    # Half as much for each pair below 2 ** 10 as above.
+    steeper = Growing(1000 + 2**12)
+    plan = steeper.plan
+    steeper.plan = lambda config, **options: (
+        setattr(steeper, "each", 0.5 if config.train.global_batch < 2**10 else 1.0)
+        or plan(config, **options)
+    )
+    assert largest(load, steeper, 16) == 2**12
+    assert largest(load, Growing(1000 + 100), 1024) == 64
+
+
+def test_no_batch_fits(load):
+    planner = Growing(10)
+    assert largest(load, planner, 64) is None
+    assert planner.tried == [64, 32, 16, 8, 4]  # 4 devices
