@@ -44,10 +44,11 @@ def _forward(
     dtype: jax.typing.DTypeLike,
 ) -> tuple[Array, Any]:
     total = _sum(parts, bias)
-    mean = checkpoint_name(total.mean(-1, keepdims=True), STATISTICS)
+    # An axis of length 1 would be padded on its way through memory.
+    mean = checkpoint_name(total.mean(-1), STATISTICS)[..., None]
     # two-pass variance: the one-pass form loses digits when the mean is large
-    variance = jnp.square(total - mean).mean(-1, keepdims=True)
-    inverse = checkpoint_name(jax.lax.rsqrt(variance + epsilon), STATISTICS)
+    variance = jnp.square(total - mean).mean(-1)
+    inverse = checkpoint_name(jax.lax.rsqrt(variance + epsilon), STATISTICS)[..., None]
     normal = (total - mean) * inverse * scale
     normal = normal if shift is None else normal + shift
     return normal.astype(dtype), (parts, bias, scale, shift, mean, inverse)

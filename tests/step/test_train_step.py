@@ -21,6 +21,7 @@ from arcticjax.step import state as states
 from arcticjax.step import train as steps
 from arcticjax.step.objective import Objective
 from tests import tiny
+from tests.models.family_specs import SPECS
 from tests.step.parts import TEMPERATURE, gradient_program, make_parts, make_step
 from tests.step.plain import padded, read
 
@@ -160,6 +161,24 @@ def test_what_is_kept_is_activations(encoder):
     layer = tokens * (6 * spec.hidden_size + 2 * spec.intermediate_size)
     least = 4 * shapes.microbatches * spec.num_layers * layer
     assert least <= activations.buffer_bytes(kept) <= 1.25 * least
+
+
+@pytest.mark.parametrize("family", SPECS)
+def test_what_all_layers_read_is_kept_by_none(family):
+    """Masks, rotary turns and parameters are at hand in both passes."""
+    builder, mesh, spec = tiny.builder(1), meshes.make_mesh(1), SPECS[family]
+    shapes = builder.shapes
+    row = (spec.num_layers, shapes.rows, shapes.row_length)
+
+    def kept(remat):
+        made = make_parts(Encoder(spec), builder, mesh, passes="one", remat=remat)[1]
+        return [one.shape[2:] for one in made]
+
+    *layered, last = kept("full")
+    assert layered == [(*row, spec.hidden_size)] and last == layered[0][1:]
+    for shape in kept("dots")[:-1]:
+        heads = (spec.num_layers, shapes.rows, spec.num_heads, shapes.row_length, spec.head_size)
+        assert shape[:3] == row or shape == heads
 
 
 def test_the_state_is_the_same_on_every_mesh_and_cut_on_each(encoder, params):
