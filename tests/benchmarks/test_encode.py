@@ -17,7 +17,7 @@ def folder(tmp_path_factory):
 def row(folder, documents, peers):
     """One row; the peer, which takes half a minute to import, is our own encoder on `peers`."""
     with pytest.MonkeyPatch.context() as patch:
-        theirs, _ = encode.arctic(folder, peers, CAP, "float32")
+        theirs, *_ = encode.arctic(folder, peers, CAP, "float32")
         patch.setattr(encode, "sentence_transformers", lambda *_: theirs)
         return encode.measure(folder, documents, CAP, "float32", 1)
 

@@ -1,8 +1,13 @@
 """The benchmark of training throughput: its headline, and pairs that both sides treat alike."""
 
+import threading
+
 import pyarrow.parquet
 
-from benchmarks import texts
+from arcticjax.export.source import open_source
+from arcticjax.models.spec import PRESETS
+from arcticjax.models.tokenizer import TextTokenizer
+from benchmarks import models, texts
 from benchmarks import train_throughput as benchmark
 
 
@@ -37,3 +42,32 @@ def test_neither_query_nor_document_repeats(tmp_path):
     file = benchmark.write_pairs(tmp_path / "given.parquet", tmp_path, most=4, dense=False)
     table = pyarrow.parquet.read_table(file)
     assert len(set(table["query"].to_pylist())) == table.num_rows == 4
+
+
+def test_one_is_timed_at_a_time_once_all_have_prepared(tmp_path):
+    turnstiles = [benchmark.Turnstile(tmp_path / "turnstile") for _ in range(2)]
+    inside, leave = [threading.Event() for _ in turnstiles], threading.Event()
+
+    def take_part(number):
+        turnstiles[number].enter()
+        inside[number].set()
+        leave.wait(60)
+        turnstiles[number].prepare()
+
+    first, second = (threading.Thread(target=take_part, args=(n,), daemon=True) for n in (0, 1))
+    first.start()
+    assert not inside[0].wait(0.2)  # the other still prepares
+    second.start()
+    while not any(event.wait(0.01) for event in inside):
+        pass
+    assert sum(event.wait(0.2) for event in inside) == 1
+    leave.set()
+    assert all(event.wait(60) for event in inside)
+
+
+def test_a_size_gets_a_folder_that_can_be_read(tmp_path):
+    folder = models.folder("xs", ["cranes sleep on one leg", "herons do too"] * 5, tmp_path)
+    source = open_source(folder)
+    assert source.spec == PRESETS["xs"]
+    (ids,) = TextTokenizer.from_file(source.tokenizer_folder).encode(["cranes sleep"])
+    assert len(ids) == 2
