@@ -97,17 +97,19 @@ class Turnstile:
 
     def __init__(self, file: Path | None) -> None:
         self._file = None if file is None else file.open("w")
+
+    def prepare(self) -> None:
+        """Keeps others waiting, once nobody is inside."""
         self._take(fcntl.LOCK_SH)
 
     def enter(self) -> None:
-        """Waits until the others are prepared, and those that go first are done."""
+        """Waits until all are prepared, and those that went first have left."""
         self._take(fcntl.LOCK_UN)
         self._take(fcntl.LOCK_EX)
 
-    def prepare(self) -> None:
-        """Lets the others through."""
+    def leave(self) -> None:
+        """Lets the next one in."""
         self._take(fcntl.LOCK_UN)
-        self._take(fcntl.LOCK_SH)
 
     def _take(self, kind: int) -> None:
         if self._file is not None:
@@ -140,7 +142,7 @@ def measure(
     finally:
         for worker in workers.values():
             worker.close()
-        turnstile.prepare()
+        turnstile.leave()
     clock = "cpu" if job["device"] == "cpu" else "wall"
     reference = seconds(workers[names[0]], clock)
     rows = []
@@ -251,6 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     print(measuring.describe(measuring.machine()))
     turnstile = Turnstile(options.turnstile)
+    turnstile.prepare()
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -283,6 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     *options.set,
                 ],
             }
+            turnstile.prepare()
             found = measure(
                 options.sides,
                 job,

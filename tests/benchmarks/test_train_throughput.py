@@ -46,13 +46,15 @@ def test_neither_query_nor_document_repeats(tmp_path):
 
 def test_one_is_timed_at_a_time_once_all_have_prepared(tmp_path):
     turnstiles = [benchmark.Turnstile(tmp_path / "turnstile") for _ in range(2)]
+    for turnstile in turnstiles:
+        turnstile.prepare()
     inside, leave = [threading.Event() for _ in turnstiles], threading.Event()
 
     def take_part(number):
         turnstiles[number].enter()
         inside[number].set()
         leave.wait(60)
-        turnstiles[number].prepare()
+        turnstiles[number].leave()
 
     first, second = (threading.Thread(target=take_part, args=(n,), daemon=True) for n in (0, 1))
     first.start()
