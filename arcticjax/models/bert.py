@@ -49,9 +49,17 @@ class Layer(nnx.Module):
         self.attention = Attention(spec, rngs)
         self.mlp = Mlp(spec, rngs)
 
-    def __call__(self, x_RSD: Array, segments_RS: Array, implementation: Implementation) -> Array:
-        dtype = x_RSD.dtype
-        attended = self.attention(x_RSD, segments_RS, implementation)
+    def __call__(
+        self,
+        x_RSD: Array,
+        shared: Shared,
+        own: Own,
+        *,
+        dtype: jax.typing.DTypeLike,
+        attention: Implementation,
+    ) -> Array:
+        """`shared` are the segments; see `Stack`."""
+        attended = self.attention(x_RSD, shared, attention)
         x_RSD = self.attention.norm(x_RSD, attended, dtype=dtype)
         return self.mlp.norm(x_RSD, self.mlp(x_RSD), dtype=dtype)
 
@@ -64,19 +72,6 @@ class Bert(Stack):
         self.layers = nnx.vmap(lambda layer_rngs: Layer(spec, layer_rngs))(
             rngs.split(spec.num_layers)
         )
-
-    def apply(
-        self,
-        layer: Layer,
-        x_RSD: Array,
-        shared: Shared,
-        own: Own,
-        *,
-        dtype: jax.typing.DTypeLike,
-        attention: Implementation,
-    ) -> Array:
-        """One layer; `shared` are the segments."""
-        return layer(x_RSD, shared, attention)
 
 
 _LAYER = "encoder.layer.{layer}"

@@ -100,14 +100,13 @@ class Encoder:
     ) -> Callable[[dict[str, Any], Array, Shared, Own], Array]:
         """(a layer's parameters, states, what all layers read, what this one does) -> states;
         options as of `hidden`."""
-        model = nnx.merge(self._definition, self.abstract())
-        definition, _ = nnx.split(model.layers)
+        definition, _ = nnx.split(self._model(self.abstract()).layers)
 
         def layer(params: dict[str, Any], x_RSD: Array, shared: Shared, own: Own) -> Array:
             if gather_layer is not None:
                 params = gather_layer(params)
             one = nnx.merge(definition, params)
-            return model.apply(one, x_RSD, shared, own, dtype=dtype, attention=attention)
+            return one(x_RSD, shared, own, dtype=dtype, attention=attention)
 
         return rematerialised(layer, remat, gather_layer is not None)
 

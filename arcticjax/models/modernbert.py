@@ -16,7 +16,7 @@ from arcticjax.models.activations import gelu
 from arcticjax.models.attention import Implementation
 from arcticjax.models.hf_config import SIZES, ConfigReader
 from arcticjax.models.layers import Attention, GatedMlp, LayerNorm, add, look_up, normal
-from arcticjax.models.rotary import Rotation, rotation
+from arcticjax.models.rotary import rotation
 from arcticjax.models.spec import ModelSpec, Rotary, Window
 from arcticjax.models.stack import Own, Shared, Stack
 from arcticjax.models.tensor_table import Entry, dense, norm, same
@@ -52,16 +52,20 @@ class Layer(nnx.Module):
     def __call__(
         self,
         x_RSD: Array,
-        segments_RS: Array,
-        rotation: Rotation,
-        reach: Array,
-        is_first: Array,
-        implementation: Implementation,
+        shared: Shared,
+        own: Own,
+        *,
         dtype: jax.typing.DTypeLike,
+        attention: Implementation,
     ) -> Array:
+        """See `Stack`."""
+        (segments_RS, everywhere, nearby), (is_first, is_global, reach) = shared, own
+        turns = jax.tree.map(
+            lambda one, other: jnp.where(is_global, one, other), everywhere, nearby
+        )
         # the first layer's input comes from a norm already
         inputs_RSD = jnp.where(is_first, x_RSD, self.attention.norm(x_RSD)).astype(dtype)
-        attended = self.attention(inputs_RSD, segments_RS, implementation, rotation, reach)
+        attended = self.attention(inputs_RSD, segments_RS, attention, turns, reach)
         x_RSD = add(x_RSD, attended)
         return add(x_RSD, self.mlp(self.mlp.norm(x_RSD, dtype=dtype)))
 
@@ -99,23 +103,6 @@ class ModernBert(Stack):
         is_global = number % self.spec.window.every == 0
         reach = np.where(is_global, row_length, self.spec.window.reach).astype(np.int32)
         return tuple(jnp.asarray(one) for one in (number == 0, is_global, reach))
-
-    def apply(
-        self,
-        layer: Layer,
-        x_RSD: Array,
-        shared: Shared,
-        own: Own,
-        *,
-        dtype: jax.typing.DTypeLike,
-        attention: Implementation,
-    ) -> Array:
-        """One layer."""
-        (segments_RS, everywhere, nearby), (is_first, is_global, reach) = shared, own
-        turns = jax.tree.map(
-            lambda one, other: jnp.where(is_global, one, other), everywhere, nearby
-        )
-        return layer(x_RSD, segments_RS, turns, reach, is_first, attention, dtype)
 
     def leave(self, x_RSD: Array, dtype: jax.typing.DTypeLike) -> Array:
         """The last hidden states, normalised."""

@@ -14,7 +14,7 @@ from flax import nnx
 from arcticjax.models.activations import gelu
 from arcticjax.models.attention import Implementation
 from arcticjax.models.layers import Attention, GatedMlp, LayerNorm, look_up, normal
-from arcticjax.models.rotary import Rotation, rotation
+from arcticjax.models.rotary import rotation
 from arcticjax.models.spec import ModelSpec
 from arcticjax.models.stack import Own, Shared, Stack
 
@@ -49,12 +49,15 @@ class Layer(nnx.Module):
     def __call__(
         self,
         x_RSD: Array,
-        segments_RS: Array,
-        rotation: Rotation,
-        implementation: Implementation,
+        shared: Shared,
+        own: Own,
+        *,
+        dtype: jax.typing.DTypeLike,
+        attention: Implementation,
     ) -> Array:
-        dtype = x_RSD.dtype
-        attended = self.attention(x_RSD, segments_RS, implementation, rotation)
+        """See `Stack`."""
+        segments_RS, turns = shared
+        attended = self.attention(x_RSD, segments_RS, attention, turns)
         x_RSD = self.attention.norm(x_RSD, attended, dtype=dtype)
         return self.mlp.norm(x_RSD, self.mlp(x_RSD), dtype=dtype)
 
@@ -74,17 +77,3 @@ class RotaryBert(Stack):
         spec = self.spec
         assert spec.rotary is not None
         return segments_RS, rotation(spec.rotary, spec.head_size, positions_RS, spec.max_positions)
-
-    def apply(
-        self,
-        layer: Layer,
-        x_RSD: Array,
-        shared: Shared,
-        own: Own,
-        *,
-        dtype: jax.typing.DTypeLike,
-        attention: Implementation,
-    ) -> Array:
-        """One layer."""
-        segments_RS, turns = shared
-        return layer(x_RSD, segments_RS, turns, attention)

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 from flax import nnx
 
-from arcticjax.models.attention import Implementation
-
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
@@ -22,7 +20,8 @@ class Stack(nnx.Module):
     """An encoder in three parts, so that a training step can keep what each layer needs apart.
 
     embeddings: from tokens and positions to float32 [R, S, D]; layers: every parameter has the
-    layer as axis 0.
+    layer as axis 0. One layer is called (states [R, S, D], shared, own, dtype=, attention=) and
+    gives states; dtype: of matmuls, attention: its implementation.
     """
 
     embeddings: Any
@@ -46,19 +45,6 @@ class Stack(nnx.Module):
         """Arrays of which a layer reads its element of axis 0."""
         del row_length
         return ()
-
-    def apply(
-        self,
-        layer: Any,
-        x_RSD: Float[Array, "R S D"],
-        shared: Shared,
-        own: Own,
-        *,
-        dtype: jax.typing.DTypeLike,
-        attention: Implementation,
-    ) -> Float[Array, "R S D"]:
-        """One layer."""
-        raise NotImplementedError
 
     def leave(
         self, x_RSD: Float[Array, "R S D"], dtype: jax.typing.DTypeLike

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 
@@ -99,6 +100,22 @@ _TPUS = (
 # user guides). The rest: descriptions that drivers gave, as XLA keeps them for its own tests
 # (openxla/xla, xla/backends/gpu/target_config/specs); of the H200, one that was asked. Drivers
 # differ by some MB of memory.
+_H100 = Gpu(
+    name="h100",
+    device_kind="NVIDIA H100 80GB HBM3",
+    hbm_bytes=84_942_979_072,
+    peak_flops=989e12,
+    hbm_bandwidth=3350e9,
+    ici_bandwidth=450e9,
+    float32_cost=989 / 67,
+    network_bandwidth=50e9,
+    capability=(9, 0),
+    cores=132,
+    lanes=128,
+    clock_ghz=1.98,
+    cache_bytes=50 * 2**20,
+    shared_bytes=228 * 2**10,
+)
 _GPUS = (
     Gpu(
         name="a100",
@@ -116,37 +133,15 @@ _GPUS = (
         cache_bytes=40 * 2**20,
         shared_bytes=164 * 2**10,
     ),
-    Gpu(
-        name="h100",
-        device_kind="NVIDIA H100 80GB HBM3",
-        hbm_bytes=84_942_979_072,
-        peak_flops=989e12,
-        hbm_bandwidth=3350e9,
-        ici_bandwidth=450e9,
-        float32_cost=989 / 67,
-        network_bandwidth=50e9,
-        capability=(9, 0),
-        cores=132,
-        lanes=128,
-        clock_ghz=1.98,
-        cache_bytes=50 * 2**20,
-        shared_bytes=228 * 2**10,
-    ),
-    Gpu(
+    _H100,
+    # The same processor with other memory.
+    dataclasses.replace(
+        _H100,
         name="h200",
         device_kind="NVIDIA H200",
         hbm_bytes=150_121_545_728,
-        peak_flops=989e12,
         hbm_bandwidth=4800e9,
-        ici_bandwidth=450e9,
-        float32_cost=989 / 67,
-        network_bandwidth=50e9,
-        capability=(9, 0),
-        cores=132,
-        lanes=128,
-        clock_ghz=1.98,
         cache_bytes=60 * 2**20,
-        shared_bytes=228 * 2**10,
     ),
 )
 CHIPS: dict[str, Chip] = {chip.name: chip for chip in (*_TPUS, *_GPUS)}
