@@ -8,11 +8,14 @@ the states in float32 is never in memory, where autodiff leaves three.
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+
+from arcticjax.models.unchecked import without_check
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -43,34 +46,94 @@ def _forward(
     epsilon: float,
     dtype: jax.typing.DTypeLike,
 ) -> tuple[Array, Any]:
+    given = parts, bias, scale, shift
+    normalize = functools.partial(_normalize, epsilon=epsilon, dtype=dtype)
+    if _has_kernels(parts):
+        from arcticjax.models import norm_kernels  # Pallas takes a quarter of a second to import
+
+        kernel = functools.partial(norm_kernels.forward, epsilon=epsilon, dtype=dtype)
+        run = functools.partial(jax.lax.platform_dependent, cuda=kernel, default=normalize)
+        normal, *statistics = without_check(run, *given)
+    else:
+        normal, *statistics = normalize(*given)
+    # Without an axis of length 1, which would be padded on its way through memory.
+    mean, inverse = (checkpoint_name(one, STATISTICS) for one in statistics)
+    return normal, (*given, mean, inverse)
+
+
+def _normalize(
+    parts: tuple[Array, ...],
+    bias: Array | None,
+    scale: Array,
+    shift: Array | None,
+    epsilon: float,
+    dtype: jax.typing.DTypeLike,
+) -> tuple[Array, Array, Array]:
+    """The normalised sum; of each row the mean and the inverse of the deviation."""
     total = _sum(parts, bias)
-    # An axis of length 1 would be padded on its way through memory.
-    mean = checkpoint_name(total.mean(-1), STATISTICS)[..., None]
+    mean = total.mean(-1)
     # two-pass variance: the one-pass form loses digits when the mean is large
-    variance = jnp.square(total - mean).mean(-1)
-    inverse = checkpoint_name(jax.lax.rsqrt(variance + epsilon), STATISTICS)[..., None]
-    normal = (total - mean) * inverse * scale
+    variance = jnp.square(total - mean[..., None]).mean(-1)
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    normal = (total - mean[..., None]) * inverse[..., None] * scale
     normal = normal if shift is None else normal + shift
-    return normal.astype(dtype), (parts, bias, scale, shift, mean, inverse)
+    return normal.astype(dtype), mean, inverse
 
 
 def _backward(
     epsilon: float, dtype: jax.typing.DTypeLike, kept: tuple[Any, ...], wanted: Array
 ) -> tuple[Any, ...]:
     parts, bias, scale, shift, mean, inverse = kept
-    wanted = wanted.astype(jnp.float32)
-    normal = (_sum(parts, bias) - mean) * inverse
-    scaled = wanted * scale
-    along = (scaled * normal).mean(-1, keepdims=True)
-    of_sum = inverse * (scaled - scaled.mean(-1, keepdims=True) - normal * along)
-    of_parts = tuple(_rounded(of_sum, part.dtype) for part in parts)
-    # Of what flows on, so that the unrounded gradient need not be there.
-    of_bias = None if bias is None else _columns(of_parts[-1].astype(jnp.float32))
-    of_shift = None if shift is None else _columns(wanted)
-    return of_parts, of_bias, _columns(wanted * normal), of_shift
+    given = parts, bias, scale, mean, inverse, wanted
+    if _has_kernels(parts):
+        from arcticjax.models import norm_kernels
+
+        run = functools.partial(
+            jax.lax.platform_dependent, cuda=norm_kernels.backward, default=_gradients
+        )
+        found = without_check(run, *given)
+    else:
+        found = _gradients(*given)
+    of_parts, of_bias, of_scale, of_shift = found
+    return (
+        of_parts,
+        None if bias is None else of_bias,
+        of_scale,
+        None if shift is None else of_shift,
+    )
 
 
 normalized_sum.defvjp(_forward, _backward)
+
+
+def _gradients(
+    parts: tuple[Array, ...],
+    bias: Array | None,
+    scale: Array,
+    mean: Array,
+    inverse: Array,
+    wanted: Array,
+) -> tuple[tuple[Array, ...], Array, Array, Array]:
+    """Of the parts, the bias, the scale and the shift."""
+    wanted = wanted.astype(jnp.float32)
+    normal = (_sum(parts, bias) - mean[..., None]) * inverse[..., None]
+    scaled = wanted * scale
+    along = (scaled * normal).mean(-1, keepdims=True)
+    of_sum = inverse[..., None] * (scaled - scaled.mean(-1, keepdims=True) - normal * along)
+    of_parts = tuple(_rounded(of_sum, part.dtype) for part in parts)
+    # The bias's of what flows on, so that the unrounded gradient need not be there.
+    of_bias = _columns(of_parts[-1].astype(jnp.float32))
+    return of_parts, of_bias, _columns(wanted * normal), _columns(wanted)
+
+
+def _has_kernels(parts: tuple[Array, ...]) -> bool:
+    """Whether there are kernels for such parts, for GPUs."""
+    *rows, width = parts[0].shape
+    if any(part.dtype != jnp.bfloat16 for part in parts):
+        return False
+    from arcticjax.models import norm_kernels
+
+    return norm_kernels.fits(math.prod(rows), width)
 
 
 def _sum(parts: tuple[Array, ...], bias: Array | None) -> Array:

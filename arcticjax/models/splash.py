@@ -4,10 +4,9 @@ Segments go to the kernel as they are, padding as one of them, so that every tok
 itself. Beside segments nothing is masked: no block is left out, and rows are short enough that one
 block usually is the whole row.
 
-The kernel says nothing of the mesh axes along which its results vary, which a `shard_map` with
-`check_vma=True` insists on. So it runs in a `shard_map` of its own, over no further axis and
-without that check, and its results are cast to what its arguments are; forward and backward pass
-alike, which is what the custom derivative is for.
+The kernel says nothing of the mesh axes along which its results vary: see
+`arcticjax.models.unchecked`, which it needs in the forward and in the backward pass, and so a
+derivative of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as pallas
-from jax.sharding import PartitionSpec as P
+
+from arcticjax.models.unchecked import without_check
 
 LANES = 128
 _LARGEST_BLOCK = 512
@@ -34,7 +34,7 @@ def attend(
     def run(segments_RS: jax.Array, *arrays_RSHK: jax.Array) -> jax.Array:
         return _swap(_by_head(segments_RS)(*map(_swap, arrays_RSHK)))
 
-    return _without_check(run, segments_RS, scaled_RSHK, key_RSHK, value_RSHK)
+    return without_check(run, segments_RS, scaled_RSHK, key_RSHK, value_RSHK)
 
 
 def _forward(
@@ -46,14 +46,14 @@ def _forward(
         mixed_RHSK, pull = jax.vjp(_by_head(segments_RS), *map(_swap, arrays_RSHK))
         return _swap(mixed_RHSK), pull
 
-    return _without_check(run, segments_RS, scaled_RSHK, key_RSHK, value_RSHK)
+    return without_check(run, segments_RS, scaled_RSHK, key_RSHK, value_RSHK)
 
 
 def _backward(pull: Any, gradient_RSHK: jax.Array) -> tuple[Any, ...]:
     def run(pull: Any, gradient_RSHK: jax.Array) -> tuple[jax.Array, ...]:
         return tuple(_swap(one) for one in pull(_swap(gradient_RSHK)))
 
-    return (*_without_check(run, pull, gradient_RSHK), None)
+    return (*without_check(run, pull, gradient_RSHK), None)
 
 
 attend.defvjp(_forward, _backward)
@@ -96,18 +96,3 @@ def _block(length: int) -> int:
 
 def _swap(array_RSHK: jax.Array) -> jax.Array:
     return jnp.swapaxes(array_RSHK, 1, 2)
-
-
-def _without_check(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's results, inside a `shard_map` without its check of varying axes."""
-    if not jax.sharding.get_abstract_mesh().manual_axes:
-        return function(*arguments)
-    results = jax.shard_map(function, in_specs=P(), out_specs=P(), check_vma=False)(*arguments)
-    types = (jax.typeof(one).mat.varying for one in jax.tree.leaves(arguments))
-    axes = frozenset[Any]().union(*types)
-
-    def vary(leaf: jax.Array) -> jax.Array:
-        missing = tuple(axes - jax.typeof(leaf).mat.varying)
-        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
-
-    return jax.tree.map(vary, results)
