@@ -45,21 +45,24 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 @gelu.defjvp
 def _gelu_jvp(primals: tuple, tangents: tuple) -> tuple:
     (x,), (tangent,) = primals, tangents
-    # One tail serves value and derivative; autodiff of the polynomial would cost twice as much.
     x32 = x.astype(jnp.float32)
     tail = _tail(x32, x.dtype)
+    value = _value(x32, tail).astype(x.dtype)
+    if x.dtype != jnp.float32:
+        # One tail would serve both, but an accelerator needs them at different times, and a second
+        # tail costs less there than an array in memory. XLA must not find that they are the same.
+        tail = _tail(x32, x.dtype, jnp.maximum(x32, -x32))
     cumulative = jnp.where(x32 > 0, 1 - tail, tail)
     slope = cumulative + x32 * (_DENSITY_SCALE * jnp.exp(-0.5 * x32 * x32))
-    value, slope = _value(x32, tail).astype(x.dtype), slope.astype(x.dtype)
-    if x.dtype != jnp.float32:
-        # Or XLA on a GPU writes the tail to memory, in float32, and reads it again for each.
-        value, slope = jax.lax.optimization_barrier((value, slope))
+    slope = slope.astype(x.dtype)
     slope = checkpoint_name(slope, GELU_SLOPE)
     return value, tangent * slope
 
 
-def _tail(x: Float[Array, "*shape"], dtype: jnp.dtype) -> Float[Array, "*shape"]:
-    distance = jnp.abs(x)
+def _tail(
+    x: Float[Array, "*shape"], dtype: jnp.dtype, distance: Float[Array, "*shape"] | None = None
+) -> Float[Array, "*shape"]:
+    distance = jnp.abs(x) if distance is None else distance
     polynomial = jnp.full_like(x, _TAIL[-1])
     for coefficient in _TAIL[-2::-1]:
         polynomial = polynomial * distance + np.float32(coefficient)

@@ -49,7 +49,13 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
 
     def __call__(self, x: Array) -> Addend:
-        return _product(x, self.kernel[...]), None if self.bias is None else self.bias[...]
+        """The product, and apart from it the bias: for what adds up more than that."""
+        product = checkpoint_name(_product(x, self.kernel[...]), _PRODUCT)
+        return product, None if self.bias is None else self.bias[...]
+
+    def whole(self, x: Array) -> Array:
+        """Product and bias, in the dtype of x."""
+        return _together(x, self)
 
 
 class LayerNorm(nnx.Module):
@@ -99,9 +105,13 @@ class Attention(nnx.Module):
         rotation: Rotation | None = None,
         reach: Array | None = None,
     ) -> Addend:
-        fused_RSE = _fused(x_RSD, self.query, self.key, self.value)
+        projections = self.query, self.key, self.value
+        if implementation == "cudnn":
+            parts = [_alone(x_RSD, projection) for projection in projections]
+        else:
+            parts = jnp.split(_together(x_RSD, *projections), 3, axis=-1)
         heads = (*x_RSD.shape[:2], self.num_heads, -1)
-        query, key, value = (part.reshape(heads) for part in jnp.split(fused_RSE, 3, axis=-1))
+        query, key, value = (part.reshape(heads) for part in parts)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
         mixed_RSHK = attend(query, key, value, segments_RS, implementation, reach)
@@ -119,7 +129,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x_RSD: Array) -> Addend:
         # rounded before the GELU: what its backward pass reads is the widest array here
-        inner_RSE = gelu(_added(self.up(x_RSD)).astype(x_RSD.dtype))
+        inner_RSE = gelu(self.up.whole(x_RSD))
         return self.down(checkpoint_name(inner_RSE, "mlp inner"))
 
 
@@ -146,7 +156,7 @@ class GatedMlp(nnx.Module):
         self.activation = activation
 
     def __call__(self, x_RSD: Array) -> Addend:
-        gate_RSE, up_RSE = jnp.split(_fused(x_RSD, self.gate, self.up), 2, axis=-1)
+        gate_RSE, up_RSE = jnp.split(_together(x_RSD, self.gate, self.up), 2, axis=-1)
         return self.down(self.activation(gate_RSE) * up_RSE)
 
 
@@ -191,17 +201,24 @@ def _added(addend: Addend) -> Array:
     return product if bias is None else product + bias
 
 
-def _fused(x: Array, *layers: Linear) -> Array:
-    """What layers of one input give, side by side, in the dtype of x: one matmul several times as
-    wide makes fewer, larger kernels and reads the input once."""
+def _together(x: Array, *layers: Linear) -> Array:
+    """What layers of one input give, bias and all, side by side, in the dtype of x: one matmul
+    several times as wide makes fewer, larger kernels and reads the input once."""
     biases = [layer.bias[...] for layer in layers if layer.bias is not None]
     kernel = jnp.concatenate([layer.kernel[...] for layer in layers], axis=1)
     bias = jnp.concatenate(biases) if biases else None
-    return _added((_product(x, kernel), bias)).astype(x.dtype)
+    return checkpoint_name(_added((_product(x, kernel), bias)).astype(x.dtype), _PRODUCT)
+
+
+def _alone(x: Array, layer: Linear) -> Array:
+    """What a layer gives, bias and all, in the dtype of x, as an array of its own: to cut a wide
+    one up for cuDNN, and to join three gradients, takes longer than one wide product saves."""
+    bias = None if layer.bias is None else layer.bias[...]
+    return checkpoint_name(_affine(x, layer.kernel[...].astype(x.dtype), bias), _PRODUCT)
 
 
 def _product(x: Array, kernel: Array) -> Array:
-    return checkpoint_name(_matmul(x, kernel.astype(x.dtype)), _PRODUCT)
+    return _matmul(x, kernel.astype(x.dtype))
 
 
 @jax.custom_vjp
@@ -230,3 +247,28 @@ def _matmul_backward(kept: tuple[Array, Array], gradient_RSO: Array) -> tuple[Ar
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+@jax.custom_vjp
+def _affine(x_RSI: Array, kernel_IO: Array, bias_O: Array | None) -> Array:
+    """Product and bias, in the dtype of x and the kernel, for a GPU: cuBLAS adds the bias before it
+    rounds, if the dtypes are one."""
+    product_RSO = _matmul(x_RSI, kernel_IO)
+    return product_RSO if bias_O is None else product_RSO + bias_O.astype(x_RSI.dtype)
+
+
+def _affine_forward(
+    x_RSI: Array, kernel_IO: Array, bias_O: Array | None
+) -> tuple[Array, tuple[Array, Array, Array | None]]:
+    return _affine(x_RSI, kernel_IO, bias_O), (x_RSI, kernel_IO, bias_O)
+
+
+def _affine_backward(
+    kept: tuple[Array, Array, Array | None], gradient_RSO: Array
+) -> tuple[Array, Array, Array | None]:
+    x_RSI, kernel_IO, bias_O = kept
+    of_bias_O = None if bias_O is None else gradient_RSO.astype(jnp.float32).sum((0, 1))
+    return *_matmul_backward((x_RSI, kernel_IO), gradient_RSO), of_bias_O
+
+
+_affine.defvjp(_affine_forward, _affine_backward)

@@ -148,6 +148,20 @@ def one_at_a_time() -> bool:
     return jax.default_backend() == "cpu" and jax.local_device_count() > 1
 
 
+def compiler_options(mesh: Mesh) -> dict[str, int | bool]:
+    """What `jax.jit` tells the compiler of the mesh's devices."""
+    if mesh.devices.flat[0].platform != "gpu":
+        return {}
+    return {
+        # Or XLA makes one product of those that read the same array, as wide as they are together,
+        # and copies out of it. Where that pays, the layers do it themselves.
+        "xla_gpu_dot_merger_threshold_mb": 0,
+        # On an H200 nearly every product went to cuBLAS after Triton's kernels were tried, but
+        # without the sum or the bias that it adds for nothing.
+        "xla_gpu_enable_triton_gemm": False,
+    }
+
+
 def device_memory() -> int | None:
     """Bytes that one device of this process may use; None where that cannot be told."""
     device = jax.local_devices()[0]

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from arcticjax.models import attention_choice
 from arcticjax.models.encoder import Encoder
 from arcticjax.models.spec import Pooling
-from arcticjax.parallel.mesh import BATCH, REPLICATED, replicated
+from arcticjax.parallel.mesh import BATCH, REPLICATED, compiler_options, replicated
 
 
 @functools.lru_cache(maxsize=8)
@@ -53,4 +53,4 @@ def make_encode(
         on_device, mesh=mesh, in_specs=(REPLICATED, BATCH, BATCH, BATCH), out_specs=BATCH
     )
     # Every process reads every embedding: the partitioner adds the one all-gather that this takes.
-    return jax.jit(mapped, out_shardings=replicated(mesh))
+    return jax.jit(mapped, out_shardings=replicated(mesh), compiler_options=compiler_options(mesh))

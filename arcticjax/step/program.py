@@ -103,7 +103,11 @@ class Program:
 
     def jitted(self) -> Any:
         """The step under `jax.jit`, its state and buffers donated."""
-        return jax.jit(self.train_step, donate_argnums=(0, 1))
+        return jax.jit(
+            self.train_step,
+            donate_argnums=(0, 1),
+            compiler_options=meshes.compiler_options(self.mesh),
+        )
 
     def lower(self, state: Any, buffers: Any, batch: Any) -> jax.stages.Lowered:
         """The step for arguments of these shapes and shardings, and for those of the guide's
