@@ -6,6 +6,9 @@ SOURCES holds one file a source, with columns query and document. It starts from
 mean pooling, 128 tokens. The defaults are those of the comparison in RESULTS.md: 150 batches of 64
 in proportion to the sources' sizes, AdamW at 1e-4 with 10 warm-up steps and then down to zero,
 temperature 0.05, no weight decay.
+
+--peer trains in sentence-transformers instead: its MultipleNegativesRankingLoss in a plain loop, as
+many batches drawn by the same rule, the same optimiser, its own encoding and the same scoring.
 """
 
 from __future__ import annotations
@@ -15,11 +18,14 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks import measuring
 
+MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+TOKENS, WARM_UP, TEMPERATURE = 128, 10, 0.05
 COLUMNS = {
     "task": "",
     "before": ".4f",
@@ -34,26 +40,21 @@ COLUMNS = {
 
 def config(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The run that the command line describes."""
-    files = sorted(options.sources.glob("*.parquet"))
-    if not files:
-        raise SystemExit(f"{options.sources} holds no *.parquet")
-    chosen = [file for file in files if file.stem not in options.without]
     return {
-        "run": {"directory": str(options.run or folder / "run")},
-        "model": {
-            "init": "sentence-transformers/all-MiniLM-L6-v2",
-            "keep_layers": options.keep_layers,
-        },
+        "run": {"directory": str(options.run or folder / "run"), "seed": options.seed},
+        "model": {"init": MODEL, "keep_layers": options.keep_layers},
         "data": {
-            "sources": [{"name": file.stem, "path": str(file.absolute())} for file in chosen],
-            "query_length": 128,
-            "document_length": 128,
+            "sources": [
+                {"name": file.stem, "path": str(file.absolute())} for file in chosen(options)
+            ],
+            "query_length": TOKENS,
+            "document_length": TOKENS,
             "stratified": not options.mixed,
         },
-        "loss": {"temperature": 0.05},
+        "loss": {"temperature": TEMPERATURE},
         "optimizer": {
             "learning_rate": options.learning_rate,
-            "warmup_steps": 10,
+            "warmup_steps": WARM_UP,
             "weight_decay": 0.0,
         },
         "train": {
@@ -67,8 +68,103 @@ def config(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
+def chosen(options: argparse.Namespace) -> list[Path]:
+    """The files to train on."""
+    files = sorted(options.sources.glob("*.parquet"))
+    if not files:
+        raise SystemExit(f"{options.sources} holds no *.parquet")
+    return [file for file in files if file.stem not in options.without]
+
+
+def peer(options: argparse.Namespace) -> dict[str, Any]:
+    """Trains and scores in sentence-transformers; the fields of a run's result that are shown."""
+    import pyarrow.parquet
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import losses
+
+    from arcticjax.data.draw import Draw
+    from arcticjax.models.resolve import resolve
+    from arcticjax.scoring import beir, metrics
+
+    torch.manual_seed(options.seed)
+    model = SentenceTransformer(str(resolve(MODEL)), device="cpu")
+    if options.keep_layers:
+        encoder = model[0].auto_model.encoder
+        encoder.layer = encoder.layer[: options.keep_layers]
+    model.max_seq_length = TOKENS
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    tables = [pyarrow.parquet.read_table(file) for file in chosen(options)]
+    if options.mixed:
+        tables = [pyarrow.concat_tables([one.select(["query", "document"]) for one in tables])]
+    draw = Draw([len(one) for one in tables], options.batch, options.seed)
+    tasks = [beir.load_task(folder) for folder in options.evaluate]
+
+    def evaluate() -> dict[str, dict[str, float]]:
+        model.eval()
+        found = {}
+        for task in tasks:
+            queries, documents = (
+                model.encode(texts, normalize_embeddings=True)
+                for texts in (task.queries, task.documents)
+            )
+            ranked = {
+                query: [
+                    (task.document_ids[at], float(scores[at])) for at in (-scores).argsort()[:100]
+                ]
+                for query, scores in zip(task.query_ids, queries @ documents.T, strict=True)
+            }
+            found[task.name] = metrics.score(ranked, task.qrels)
+        model.train()
+        return found
+
+    before = evaluate()
+    loss = losses.MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(step / WARM_UP, (options.steps - step) / (options.steps - WARM_UP)),
+    )
+    tokens = slots = 0
+    began = time.monotonic()
+    for step in range(options.steps):
+        drawn = draw.at(step)
+        batch = tables[drawn.source].take(drawn.records)
+        sides = [model.preprocess(batch[side].to_pylist()) for side in ("query", "document")]
+        loss(sides, None).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        tokens += sum(int(side["attention_mask"].sum()) for side in sides)
+        slots += sum(side["input_ids"].numel() for side in sides)
+    seconds, pairs = time.monotonic() - began, options.steps * options.batch
+    return {
+        "evaluations": {"before": before, "after": evaluate()},
+        "steps": options.steps,
+        "pairs": pairs,
+        "pairs_per_second": pairs / seconds,
+        "fill": tokens / slots,
+        "peak_memory_bytes": measuring.peak_resident(),
+    }
+
+
+def train(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs the training command in its own process; its result."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        made = config(options, folder)
+        file = folder / "config.yaml"
+        file.write_text(json.dumps(made))  # YAML reads JSON
+        command = [sys.executable, "-m", "arcticjax.train", "--config", str(file)]
+        subprocess.run(command, check=True)
+        return json.loads((Path(made["run"]["directory"]) / "result.json").read_text())
+
+
 def main() -> None:
-    """Runs the training command in its own process and prints a row for every task."""
+    """Trains, and prints a row for every task."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -77,6 +173,8 @@ def main() -> None:
     parser.add_argument("--evaluate", nargs="+", type=Path, required=True, help="BEIR folders")
     parser.add_argument("--keep-layers", type=int)
     parser.add_argument("--mixed", action="store_true", help="batches that mix all sources")
+    parser.add_argument("--peer", action="store_true", help="in sentence-transformers instead")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
@@ -84,14 +182,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="keep the run there")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        made = config(options, folder)
-        file = folder / "config.yaml"
-        file.write_text(json.dumps(made))  # YAML reads JSON
-        command = [sys.executable, "-m", "arcticjax.train", "--config", str(file)]
-        subprocess.run(command, check=True)
-        result = json.loads((Path(made["run"]["directory"]) / "result.json").read_text())
+    result = peer(options) if options.peer else train(options)
     before, after = (result["evaluations"][when] for when in ("before", "after"))
     rows = [
         {
