@@ -72,7 +72,8 @@ def open_devices(name: str, gpu: Gpu, count: int) -> list[Any]:
     if not has_plugin():
         raise errors.ConfigError(
             f"--topology: {name} needs jax's CUDA plugin, which is not installed: "
-            "pip install 'arcticjax[cuda]' (Linux, some 3 GB; no GPU is needed), or plan for cpu:8"
+            "install arcticjax[cuda] (uv run --extra cuda; Linux, some 3 GB; no GPU is needed), "
+            "or plan for cpu:8"
         )
     from jax.experimental import topologies
 
@@ -88,7 +89,7 @@ def open_devices(name: str, gpu: Gpu, count: int) -> list[Any]:
         raise errors.ConfigError(
             f"--topology: jax's CUDA plugin cannot describe {name}: "
             f"{str(problem).splitlines()[0]}; it may be older than jax 0.10.2, or not of the "
-            "version of jax: pip install -U 'arcticjax[cuda]'"
+            "version of jax: upgrade arcticjax[cuda]"
         ) from problem
     return list(found)
 

@@ -173,7 +173,8 @@ def open_devices(target: Target) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise errors.ConfigError(
             f"--topology: {target.name} needs the TPU compiler, which is not installed: "
-            "pip install 'arcticjax[tpu]' (Linux on x86; no TPU is needed), or plan for cpu:8"
+            "install arcticjax[tpu] (uv run --extra tpu; Linux on x86; no TPU is needed), "
+            "or plan for cpu:8"
         )
     from jax.experimental import topologies
 

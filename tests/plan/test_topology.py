@@ -124,7 +124,9 @@ def test_a_gpu_is_described_in_full(name):
 def test_a_missing_plugin_is_named(monkeypatch):
     other = importlib.metadata.EntryPoint("xla_tpu", "module", "jax_plugins")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [other])
-    with pytest.raises(errors.ConfigError, match=r"pip install 'arcticjax\[cuda\]'"):
+    with pytest.raises(
+        errors.ConfigError, match=r"install arcticjax\[cuda\] \(uv run --extra cuda"
+    ):
         topology.open_devices(topology.parse("h200:8"))
 
 
@@ -135,7 +137,7 @@ def test_a_plugin_that_describes_nothing_is_explained(monkeypatch):
     monkeypatch.setattr(gpus, "has_plugin", lambda: True)
     monkeypatch.setattr(topologies, "get_topology_desc", refuse)
     with pytest.raises(
-        errors.ConfigError, match=r"h200:8: FAILED.*option; .*pip install -U"
+        errors.ConfigError, match=r"h200:8: FAILED.*option; .*upgrade arcticjax"
     ) as said:
         topology.open_devices(topology.parse("h200:8"))
     assert "and more" not in str(said.value)
@@ -151,7 +153,7 @@ def test_only_what_a_target_needs_is_set(monkeypatch):
 
 def test_a_missing_compiler_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(errors.ConfigError, match=r"pip install 'arcticjax\[tpu\]'"):
+    with pytest.raises(errors.ConfigError, match=r"install arcticjax\[tpu\] \(uv run --extra tpu"):
         topology.open_devices(topology.parse("v5e:4x4"))
 
 
