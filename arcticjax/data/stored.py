@@ -28,6 +28,8 @@ from arcticjax.models.tokenizer import TextTokenizer
 FORMAT = "arcticjax-source"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+# Where prompts and special tokens come in: nothing stored holds them.
+PROMPTS = "added to batches"
 SIDECARS = {
     "query_lengths": np.dtype("<u4"),
     "document_lengths": np.dtype("<u4"),
@@ -218,6 +220,11 @@ def open_source(directory: Path | str, *, verify: bool = False) -> StoredSource:
             f"{path}: format version {manifest.get('version')!r} is unknown, this program reads "
             f"{FORMAT_VERSION}; update arcticjax or write the source again"
         )
+    if manifest.get("prompts", PROMPTS) != PROMPTS:
+        raise DataError(
+            f"{path}: its prompts are {manifest['prompts']!r}, but batches would add them again; "
+            "update arcticjax or write the source again"
+        )
     try:
         for name, facts in manifest["files"].items():
             _check_file(directory, name, facts, verify)
@@ -340,6 +347,7 @@ def _write_files(
         "pairs": count,
         "tokens": tokens,
         "token_bytes": token_bytes,
+        "prompts": PROMPTS,
         "tokenizer": {"sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size},
         "records_sha256": shards.digest.hexdigest(),
         "shards": [

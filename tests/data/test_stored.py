@@ -93,6 +93,7 @@ def test_reads_what_was_written(tmp_path, tokenizer, shard_bytes):
     source = write(tmp_path / "s", pairs, tokenizer, shard_bytes=shard_bytes)
     assert (len(source.manifest["shards"]) > 5) == (shard_bytes == 20_000)
     assert (len(source), source.name, source.manifest["token_bytes"]) == (200, "web", 2)
+    assert source.manifest["prompts"] == "added to batches"
     records = np.random.default_rng(1).integers(0, 200, 500)
     queries, documents = source.read(records)
     expected = [tokenizer.encode(list(side)) for side in zip(*pairs, strict=True)]
@@ -388,6 +389,7 @@ def test_lengths_that_do_not_fit_the_records_are_found(source):
     ("change", "words"),
     [
         (lambda manifest: manifest.update(version=2), "format version 2 is unknown"),
+        (lambda manifest: manifest.update(prompts="stored"), "its prompts are 'stored'"),
         (lambda manifest: manifest.update(format="other"), "not the manifest of a stored source"),
         (lambda manifest: manifest.pop("shards"), "lacks or distorts 'shards'"),
         (lambda manifest: manifest.pop("records_sha256"), "lacks or distorts 'records_sha256'"),
