@@ -90,7 +90,7 @@ def backward(
 
     def kernel(of_rows: Any, of_all: Any, results: Any) -> None:
         (parts, mean, inverse, wanted), (bias, scale) = of_rows, of_all
-        of_part, *sums_refs = results
+        of_part, sums_ref = results
 
         def turn(index: Array, sums: Any) -> Any:
             rows = pl.ds(index * at_once, at_once)
@@ -114,25 +114,28 @@ def backward(
 
         zeros = [jnp.zeros((at_once, piece.size), jnp.float32) for piece in pieces]
         sums = lax.fori_loop(0, _TURNS, turn, (zeros, zeros, zeros))
-        for ref, one in zip(sums_refs, sums, strict=True):
+        for index, one in enumerate(sums):
             for piece, some in zip(pieces, one, strict=True):
-                ref[0, piece] = some.sum(0)
+                sums_ref[0, index, piece] = some.sum(0)
 
     rows = [_rows(part) for part in parts]
     count = len(rows[0])
     block = at_once * _TURNS
-    sums = jax.ShapeDtypeStruct((count // block, width), jnp.float32)
-    of_part, *sums = _call(
+    of_part, sums = _call(
         kernel,
         (rows, mean.reshape(-1), inverse.reshape(-1), _rows(wanted)),
         (bias, scale),
-        (jax.ShapeDtypeStruct((count, width), parts[0].dtype), sums, sums, sums),
+        (
+            jax.ShapeDtypeStruct((count, width), parts[0].dtype),
+            jax.ShapeDtypeStruct((count // block, 3, width), jnp.float32),
+        ),
         block,
         warps,
         "norm_backward",
         interpret,
     )
-    return (of_part.reshape(shape),) * len(parts), *(one.sum(0) for one in sums)
+    of_bias, of_scale, of_shift = sums.sum(0)
+    return (of_part.reshape(shape),) * len(parts), of_bias, of_scale, of_shift
 
 
 def _call(
