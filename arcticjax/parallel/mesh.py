@@ -148,6 +148,12 @@ def one_at_a_time() -> bool:
     return jax.default_backend() == "cpu" and jax.local_device_count() > 1
 
 
+def call_waits() -> bool:
+    """Whether a call of a compiled step with loops of dynamic length returns only when the step is
+    all but done: on a GPU the host reads before every turn of a loop whether there is another."""
+    return one_at_a_time() or jax.default_backend() == "gpu"
+
+
 def compiler_options(mesh: Mesh) -> dict[str, int | bool]:
     """What `jax.jit` tells the compiler of the mesh's devices."""
     if mesh.devices.flat[0].platform != "gpu":

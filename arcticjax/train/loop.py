@@ -76,9 +76,10 @@ class Loop:
         Preempted once a stop signal's save is done."""
         setup, config = self.setup, self.setup.config
         last = setup.total_steps
-        late: tuple[pipeline.HostBatch, dict[str, jax.Array]] | None = None
+        # Its batch, its numbers, and when it was done where that is known before they are read.
+        late: tuple[pipeline.HostBatch, dict[str, jax.Array], float | None] | None = None
         target = states.abstract(state)
-        block = meshes.one_at_a_time()
+        block, waits = meshes.one_at_a_time(), meshes.call_waits()
         self._clock = time.monotonic()
         with self.stop.held() as stopped:
             for step, (host, batch) in enumerate(self._batches(start, last), start + 1):
@@ -91,7 +92,7 @@ class Loop:
                     # Found out one step late: that step is taken back and done again.
                     state = self._roll_back(step - 1, target)
                     state, buffers, metrics = self.compiled(state, buffers, batch)
-                late = (host, metrics)
+                late = (host, metrics, time.monotonic() if waits else None)
                 self.timeline.step(step)
                 self.first_step_at = self.first_step_at or time.monotonic()
 
@@ -152,11 +153,13 @@ class Loop:
                 return
             ahead = sent
 
-    def _report(self, host: pipeline.HostBatch, metrics: dict[str, jax.Array]) -> bool:
+    def _report(
+        self, host: pipeline.HostBatch, metrics: dict[str, jax.Array], done: float | None
+    ) -> bool:
         """Records a step. True where the weights shall go back to those of a checkpoint."""
         config = self.setup.config
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
-        now = time.monotonic()
+        now = time.monotonic() if done is None else done
         seconds, self._clock = now - self._clock, now
         wait, self._wait = self._wait, 0.0
         pairs = config.train.global_batch
