@@ -5,7 +5,6 @@ It is built from the run's config and checked before anything compiles.
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,14 +205,6 @@ def _start(config: RunConfig) -> Pretrained:
         return random_start(
             model.preset, seed=config.run.seed, tokenizer=model.tokenizer or "", **contract
         )
-    start = load_pretrained(model.init or "", keep_layers=model.keep_layers, **contract)
-    if model.tokenizer is None:
-        return start
-    tokenizer = TextTokenizer.from_file(Path(model.tokenizer))
-    if tokenizer.vocab_size > start.spec.vocab_size:
-        raise errors.ConfigError(
-            f"model.tokenizer: {tokenizer.file} has {tokenizer.vocab_size} tokens, but "
-            f"{model.init} has a token table of {start.spec.vocab_size} rows: it does not match "
-            "the weights; leave model.tokenizer out to take the one beside the weights"
-        )
-    return dataclasses.replace(start, tokenizer_file=tokenizer.file)
+    return load_pretrained(
+        model.init or "", keep_layers=model.keep_layers, tokenizer=model.tokenizer, **contract
+    )
