@@ -138,6 +138,8 @@ def _train(
         state, start = restored.state, restored.step
         totals = Totals(**restored.meta["totals"])
     alike.check_resumed(start)
+    if start < ready.total_steps:
+        store.require_room(state)
     if distributed.talks():
         # Only now that nothing is refused: a refused resume leaves the directory as it was.
         run_directory.write_config(dump_config(config))
