@@ -165,8 +165,11 @@ def test_tasks_are_scored_every_so_many_steps(watched):
     assert len({scores[when]["task"]["ndcg_at_10"] for when in scores}) == 3
 
 
-def test_the_config_reaches_grain_and_tensorboard(watched):
+def test_the_config_reaches_grain(watched):
     assert watched.reading == [(3, 5)]
+
+
+def test_the_config_reaches_tensorboard(watched):
     (file,) = (watched.folder / "run" / "tensorboard").iterdir()
     content = file.read_bytes()
     assert all(tag in content for tag in (b"loss/a", b"evaluation/task/ndcg_at_10"))

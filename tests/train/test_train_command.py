@@ -119,19 +119,20 @@ def test_the_answers_to_demo_queries_are_the_nearest_documents(done):
         np.testing.assert_allclose([float(one) for one, _ in answers], row[best], atol=1e-3)
 
 
-def test_the_config_decides_the_draw_the_rates_and_what_is_kept(done):
-    """Seed 3; two steps of warm-up and then down to zero at the eighth; one checkpoint."""
-    found = lines(done)
+def test_the_config_decides_the_draw(done):
     draw = Draw([96, 64], 16, 3)
-    assert [line["source"] for line in found] == ["ab"[draw.at(step).source] for step in range(8)]
+    drawn = ["ab"[draw.at(step).source] for step in range(8)]
+    assert [line["source"] for line in lines(done)] == drawn
+
+
+def test_the_config_decides_the_learning_rates(done):
+    """Two steps of warm-up, then down to zero at the eighth."""
     rates = [0.001, 0.002, *(0.002 * left / 6 for left in range(6, 0, -1))]
-    np.testing.assert_allclose([line["learning_rate"] for line in found], rates, rtol=1e-6)
+    np.testing.assert_allclose([line["learning_rate"] for line in lines(done)], rates, rtol=1e-6)
+
+
+def test_the_config_decides_how_many_checkpoints_stay(done):
     assert CheckpointStore(done / "run" / "checkpoints").steps() == [8]
-
-
-def test_each_step_is_drawn_from_one_source_unless_mixed(tmp_path):
-    train(tiny.run_config(tmp_path, **{"data.stratified": False}, **UNSCORED))
-    assert {line["source"] for line in lines(tmp_path)} == {"all"}
 
 
 def test_an_epoch_is_the_default_length(tmp_path):
@@ -143,14 +144,14 @@ def test_an_epoch_is_the_default_length(tmp_path):
 
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory):
-    """Two steps from a preset of tiny size; folder, and the weights of its seed."""
+    """Two steps on mixed sources from a preset of tiny size; folder, and weights of its seed."""
     folder = tmp_path_factory.mktemp("preset")
     words = tiny.tokenizer_folder(folder / "words")
     small = {"vocab_size": 120, "hidden_size": 32, "num_heads": 4, "intermediate_size": 64}
     changes = {
         "model": {"preset": "xs", "tokenizer": str(words)}, "train.total_steps": 2,
         "optimizer.warmup_steps": 0, "optimizer.weight_decay": 10, "optimizer.clip_norm": 1e-4,
-        "checkpoint.save_every_steps": 1,
+        "checkpoint.save_every_steps": 1, "data.stratified": False,
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "xs", dataclasses.replace(PRESETS["xs"], **small))
@@ -167,14 +168,24 @@ def test_a_preset_starts_from_random_weights(preset):
     assert meta["contract"]["pooling"] == "cls"
 
 
-def test_the_config_decides_seed_decay_and_clipping(preset):
-    """Tokens that no text has get no gradient: they only decay, at the rate of each step. The first
-    moment after the first step is a tenth of the clipped gradient."""
+def test_each_step_is_drawn_from_one_source_unless_mixed(preset, done):
+    folder, _ = preset
+    assert {line["source"] for line in lines(folder)} == {"all"}
+    assert {line["source"] for line in lines(done)} == {"a", "b"}
+
+
+def test_the_config_decides_seed_and_decay(preset):
+    """Tokens that no text has get no gradient: they only decay, at the rate of each step."""
     folder, start = preset
     unseen = slice(4 + len(tiny.WORDS), None)
     decayed = start["embeddings"]["token"][unseen] * (1 - 0.002 * 10) * (1 - 0.001 * 10)
     found = weights(folder)["embeddings"]["token"][unseen]
     np.testing.assert_allclose(found, decayed, rtol=1e-5)
+
+
+def test_the_config_decides_clipping(preset):
+    """The first moment after the first step is a tenth of the clipped gradient."""
+    folder, _ = preset
     assert lines(folder)[0]["gradient_norm"] > 1e-3
     moments = [leaf for name, leaf in state(folder, step=1).items() if "/mu/" in name]
     norm = np.sqrt(sum(np.square(leaf).sum() for leaf in moments))
