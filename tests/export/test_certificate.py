@@ -277,11 +277,8 @@ def test_every_pooling_and_texts_at_the_limit_agree_with_sentence_transformers(t
         for count in (31, 32, 33)
     ] + [probe for probe in PROBES if probe.name in ("empty query", "document")]
     tokenizer = TextTokenizer.from_file(resolve(MINILM))
-    assert [probe_tokens(CONTRACT, tokenizer, probe).size for probe in probes[:6]] == [
-        31,
-        32,
-        32,
-    ] * 2
+    sizes = [probe_tokens(CONTRACT, tokenizer, probe).size for probe in probes[:6]]
+    assert sizes == [31, 32, 32] * 2
     folders = [
         write_folder(
             tmp_path / pooling,
@@ -299,8 +296,8 @@ def test_every_pooling_and_texts_at_the_limit_agree_with_sentence_transformers(t
     # does the pooling.
     for vectors in ours:
         np.testing.assert_array_equal(vectors[1], vectors[2])
-        assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
-    assert all(np.abs(a - b).max() > 1e-2 for a, b in itertools.combinations(ours, 2))
+        assert np.abs(vectors[0] - vectors[1]).max() > 1e-4
+    assert all(np.abs(a - b).max() > 1e-3 for a, b in itertools.combinations(ours, 2))
 
 
 def test_a_bfloat16_truncated_folder_in_shards(tmp_path):
