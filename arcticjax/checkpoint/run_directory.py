@@ -46,12 +46,12 @@ class RunDirectory:
     def __repr__(self) -> str:
         return f"RunDirectory({os.fspath(self.path)!r})"
 
-    def create(self, needed_bytes: int = 0) -> None:
+    def create(self) -> None:
         """Makes the directories and proves that they can be read and written.
 
-        `needed_bytes` is what the run is going to write. Raises ConfigError when the path is or
-        runs through a file or cannot be a path, ResourceError when it is not readable or writable
-        or the disk has too little room.
+        Raises ConfigError when the path is or runs through a file or cannot be a path,
+        ResourceError when it is not readable or writable or the disk has no room even for the small
+        files of a run; room for checkpoints is `CheckpointStore.require_room`'s.
         """
         with self._explain():
             for directory in (self.path, self.checkpoints, self.report):
@@ -60,11 +60,10 @@ class RunDirectory:
             for directory in (self.path, self.checkpoints):
                 _write_through(directory / f".probe-{uuid.uuid4().hex}", "probe\n").unlink()
             self.metrics_file.touch(exist_ok=True)
-        require_free(self.path, needed_bytes + _SMALL_FILES, "the run")
+        require_free(self.path, _SMALL_FILES, "the run")
 
     def claim(
         self,
-        needed_bytes: int = 0,
         *,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         stale_seconds: float = STALE_SECONDS,
@@ -74,7 +73,7 @@ class RunDirectory:
         Raises what `create` raises, and ConfigError naming host and process id when another run
         holds the directory.
         """
-        self.create(needed_bytes)
+        self.create()
         with self._explain():
             return claim(
                 Path(self.lock_file),

@@ -56,8 +56,9 @@ class CheckpointStore:
     """The checkpoints of one run.
 
     In a run of several processes every process makes a store on the same (shared) directory and
-    calls `save`, `wait`, `restore` and `close` together. `steps`, `newest`, `restore_params` and
-    `read_meta` are local to the caller and change nothing, so they are safe beside a live run.
+    calls `require_room`, `save`, `wait`, `restore` and `close` together. `steps`, `newest`,
+    `restore_params` and `read_meta` are local to the caller and change nothing, so they are safe
+    beside a live run.
     """
 
     def __init__(self, directory: str | os.PathLike[str], keep: int = 2) -> None:
@@ -84,6 +85,15 @@ class CheckpointStore:
             # The error under way says more than what it left behind.
             _log.warning("the last checkpoint was not saved: %s", failure)
 
+    def require_room(self, state: Any) -> None:
+        """Raises ResourceError where no save of `state` (or its shapes) would fit on the disk."""
+
+        def check() -> None:
+            self._disk.clear_leftovers()  # as a save does first
+            require_free(self.directory, _stored_bytes(name_leaves(state)), "a checkpoint")
+
+        from_primary(check)
+
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
         """Starts saving and returns once the arrays may be donated; see `wait`.
 
@@ -96,8 +106,7 @@ class CheckpointStore:
         _require_global_arrays(named)
         text = json.dumps(dict(meta))
         self.wait()
-        # The arrays are stored uncompressed; the index and the metadata are small.
-        size = sum(leaf.nbytes for leaf in named.values()) + 2048 * len(named) + len(text) + 65536
+        size = _stored_bytes(named) + len(text)
         if not from_primary(lambda: self._make_way(step, size)):
             return
         silence = contextlib.ExitStack()
@@ -394,6 +403,12 @@ def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _stored_bytes(named: Mapping[str, Any]) -> int:
+    """What leaves take on disk, the little JSON beside them aside."""
+    # The arrays are stored uncompressed; the index is small.
+    return sum(leaf.size * leaf.dtype.itemsize + 2048 for leaf in named.values()) + 65536
 
 
 def _require_global_arrays(named: Mapping[str, Any]) -> None:

@@ -89,7 +89,8 @@ class ModelConfig(Section):
     )
     tokenizer: Text | None = Field(
         default=None,
-        description="tokenizer.json or the folder that holds it. null: the one beside init.",
+        description="tokenizer.json or the folder that holds it; beside init with its tokens, if "
+        "init has one. null: init's own.",
     )
     pooling: Pooling | None = Field(
         default=None,

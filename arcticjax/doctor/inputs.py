@@ -11,7 +11,7 @@ from arcticjax.config import RunConfig
 from arcticjax.data import adapters, stored
 from arcticjax.doctor.findings import Finding
 from arcticjax.errors import ConfigError, DataError
-from arcticjax.models.pretrained import contract_options, describe_folder
+from arcticjax.models.pretrained import contract_options, describe_folder, open_tokenizer
 from arcticjax.models.resolve import resolve
 from arcticjax.models.safe_weights import weight_files
 from arcticjax.models.spec import PRESETS, ModelSpec
@@ -53,6 +53,11 @@ def model(config: RunConfig) -> Model:
         if config.model.tokenizer is None:
             raise ConfigError(f"model.tokenizer: {source} needs one; name a tokenizer.json")
         tokenizer = TextTokenizer.from_file(Path(config.model.tokenizer))
+        if tokenizer.vocab_size > spec.vocab_size:
+            raise ConfigError(
+                f"model.tokenizer: {tokenizer.file} has {tokenizer.vocab_size} tokens, but "
+                f"{source} has a token table of {spec.vocab_size} rows: they do not belong together"
+            )
     else:
         name = config.model.init or ""
         folder = resolve(name)
@@ -64,14 +69,7 @@ def model(config: RunConfig) -> Model:
         files = weight_files(encoder)
         if not all(file.is_file() for file in files):
             raise ConfigError(f"{name}: weights are missing from {encoder}; fetch the model again")
-        tokenizer = TextTokenizer.from_file(
-            Path(config.model.tokenizer or encoder / "tokenizer.json")
-        )
-    if tokenizer.vocab_size > spec.vocab_size:
-        raise ConfigError(
-            f"model.tokenizer: {tokenizer.file} has {tokenizer.vocab_size} tokens, but {source} "
-            f"has a token table of {spec.vocab_size} rows: they do not belong together"
-        )
+        tokenizer = open_tokenizer(encoder, spec, config.model.tokenizer)
     return Model(
         spec,
         tokenizer,

@@ -44,9 +44,7 @@ def folder_vectors(
 ) -> tuple[str, FolderVectors]:
     """What read the folder, and the vectors it gives. Raises CheckpointError where it cannot be
     loaded."""
-    if reader == "sentence-transformers" or (
-        reader == "auto" and importlib.util.find_spec("sentence_transformers") is not None
-    ):
+    if not read_here(reader):
         found = torch_vectors([folder], probes)
         if found is not None:
             return found[0], found[1][0]
@@ -55,6 +53,13 @@ def folder_vectors(
                 "sentence-transformers cannot be imported; install arcticjax[convert]"
             )
     return "arcticjax", _own_vectors(folder, probes)
+
+
+def read_here(reader: Reader = "auto") -> bool:
+    """Whether this package reads folders: where it is asked to, or sentence-transformers is not
+    installed."""
+    installed = importlib.util.find_spec("sentence_transformers") is not None
+    return reader == "arcticjax" or (reader == "auto" and not installed)
 
 
 def torch_vectors(

@@ -19,7 +19,7 @@ from arcticjax.models.hf_mapping import from_hf_state
 from arcticjax.models.resolve import resolve, revision_of
 from arcticjax.models.safe_weights import digest, read_weights, weight_files
 from arcticjax.models.spec import ModelSpec, Pooling
-from arcticjax.models.tokenizer import TextTokenizer
+from arcticjax.models.tokenizer import TOKENIZER_FILE, TextTokenizer
 
 MAX_JSON_BYTES = 2**20
 
@@ -97,6 +97,7 @@ def load_pretrained(
     *,
     pooling: Pooling | None = None,
     keep_layers: int | None = None,
+    tokenizer: str | Path | None = None,
     query_prompt: str | None = None,
     document_prompt: str | None = None,
     query_length: int | None = None,
@@ -104,9 +105,9 @@ def load_pretrained(
 ) -> Pretrained:
     """Loads a Hugging Face or sentence-transformers folder, by path or by name (see `resolve`).
 
-    Options replace what the folder says; `keep_layers` keeps the first layers only. Lengths count
-    tokens, special tokens and prompt included. Vectors are L2-normalised whether or not the folder
-    has a Normalize module: cosine similarity is the same.
+    Options replace what the folder says; `keep_layers` keeps the first layers only; for `tokenizer`
+    see `open_tokenizer`. Lengths count tokens, special tokens and prompt included. Vectors are
+    L2-normalised whether or not the folder has a Normalize module: cosine similarity is the same.
 
     Raises ConfigError for an option that does not fit the model, and CheckpointError for a folder
     that is damaged, unsafe or holds something that is not computed here.
@@ -126,14 +127,8 @@ def load_pretrained(
     settings, spec = described.settings, described.stored
     source = settings.encoder_folder
 
-    tokenizer = TextTokenizer.from_file(source)
-    if tokenizer.vocab_size > spec.vocab_size:
-        raise CheckpointError(
-            f"{tokenizer.file}: its highest token id is {tokenizer.vocab_size - 1}, the token "
-            f"table of config.json has {spec.vocab_size} rows; tokenizer and weights are of "
-            "different models"
-        )
-    if settings.lower_case and _tells_case_apart(tokenizer):
+    opened = open_tokenizer(source, spec, tokenizer)
+    if settings.lower_case and _tells_case_apart(opened):
         raise CheckpointError(
             f"{folder}: sentence_bert_config.json asks for do_lower_case, which its tokenizer.json "
             f"does not do; save the tokenizer with a lower-casing normalizer"
@@ -150,7 +145,7 @@ def load_pretrained(
         spec=described.spec,
         params=params,
         contract=described.contract,
-        tokenizer_file=tokenizer.file,
+        tokenizer_file=opened.file,
         folder=folder,
         name=name,
         sha256=digest(files),
@@ -199,6 +194,36 @@ def describe_folder(
         spec, pooling=chosen, num_layers=spec.num_layers if keep_layers is None else keep_layers
     )
     return Description(used, spec, contract, settings)
+
+
+def open_tokenizer(folder: Path, spec: ModelSpec, given: str | Path | None = None) -> TextTokenizer:
+    """The tokenizer of an encoder's folder, or the one `given` for it (`model.tokenizer`).
+
+    Raises ConfigError for a given one, CheckpointError for the folder's, that does not match the
+    weights: an id is past their table, or the given one has other tokens than the folder's. A table
+    may have more rows than there are tokens.
+    """
+    tokenizer = TextTokenizer.from_file(folder if given is None else given)
+    problem = None
+    if tokenizer.vocab_size > spec.vocab_size:
+        problem = (
+            f"its highest token id is {tokenizer.vocab_size - 1}, the token table of {folder} has "
+            f"{spec.vocab_size} rows"
+        )
+    elif given is not None and (folder / TOKENIZER_FILE).is_file():
+        own = TextTokenizer.from_file(folder)
+        if not tokenizer.same_tokens(own):
+            problem = f"{own.file}, beside the weights, gives other tokens"
+    if problem is None:
+        return tokenizer
+    if given is None:
+        raise CheckpointError(
+            f"{tokenizer.file}: {problem}; tokenizer and weights are of different models"
+        )
+    raise ConfigError(
+        f"model.tokenizer: {tokenizer.file} does not match the weights: {problem}. Leave "
+        "model.tokenizer out to take the one beside the weights"
+    )
 
 
 def read_json(path: Path, *, required: bool, kind: type = dict) -> Any:

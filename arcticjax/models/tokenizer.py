@@ -41,7 +41,8 @@ class TextTokenizer:
     lengths is a race that yields ragged rows.
 
     `start_id` and `end_id` stand around every text ([CLS] and [SEP] in BERT); `pad_id` fills rows;
-    `vocab_size` is the highest id + 1; `sha256` is that of the file, in hex.
+    `vocab_size` is the highest id of these and of the vocabulary, + 1; `sha256` is that of the
+    file, in hex.
     """
 
     def __init__(self, file: Path, content: bytes) -> None:
@@ -63,7 +64,8 @@ class TextTokenizer:
             )
         self.file = file
         self.start_id, self.end_id = int(around[0]), int(around[1])
-        self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+        known = tokenizer.get_vocab(with_added_tokens=True).values()
+        self.vocab_size = 1 + max(*known, self.start_id, self.end_id, self.pad_id)
         self.sha256 = hashlib.sha256(content).hexdigest()
         self._tokenizer = tokenizer
 

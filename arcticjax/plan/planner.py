@@ -210,12 +210,14 @@ class Planner:
         )
         found = [retrieval.entry(named, done, resident - own)]
         for task, documents, queries in _tasks(tasks, work.notes):
-            share, tile = search.cut_documents(documents, devices)
-            k = min(retrieve.RECALL_DEPTH, documents)
+            sizes = search.shapes(queries, documents, retrieve.RECALL_DEPTH, devices)
             done = retrieval.compile_search(
-                f"search of {task}", mesh, width, queries, share, tile, k
+                f"search of {task}",
+                mesh,
+                width,
+                *(sizes[name] for name in ("queries", "documents_per_device", "tile", "top_k")),
             )
-            named = {"program": "search", "task": task, "documents": documents}
+            named = {"program": "search", "task": task, **sizes}
             found.append(retrieval.entry(named, done, resident + whole - own))
         return found
 

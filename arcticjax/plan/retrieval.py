@@ -33,7 +33,7 @@ def compile_encode(
     arguments = (params, rows(row_length), rows(slots), rows(slots))
     encode = make_encode(encoder, mesh, pooling=spec.pooling, dtype=jnp.dtype(precision))
     done = compile_program("encode", encode.lower(*arguments), arguments)
-    sizes = {"devices": devices, "rows": ROWS, "row_length": row_length}
+    sizes = {"devices": devices, "rows": ROWS, "row_length": row_length, "precision": precision}
     return {"program": "encode", **sizes}, done
 
 

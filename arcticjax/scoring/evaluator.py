@@ -6,14 +6,16 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
 from arcticjax.errors import ConfigError
 from arcticjax.scoring import beir, retrieve
+from arcticjax.scoring.metrics import RECALL_DEPTH
 from arcticjax.step.embedder import Embedder
-from arcticjax.step.search import search
+from arcticjax.step.search import search, shapes
 
 
 class Evaluator:
@@ -34,19 +36,42 @@ class Evaluator:
         they are now."""
         return {task.name: self._one(task).metrics for task in self.tasks}
 
-    def prepare(self) -> None:
-        """Compiles what `evaluate` runs, so that nothing is compiled once training has begun."""
+    def programs(self, demo_queries: int = 0, demo_top: int = 0) -> list[dict[str, Any]]:
+        """What `evaluate` runs, and `best` for so many queries and answers: an entry of
+        `compiled_shapes` for each program."""
         if not self.tasks:
-            return
+            return []
+        searches: list[tuple[dict[str, str], beir.Task, int, int]] = [
+            ({}, task, sum(1 for query in task.query_ids if task.qrels.get(query)), RECALL_DEPTH)
+            for task in self.tasks
+        ]
+        if demo_queries:
+            searches.append(({"purpose": "demo"}, self.tasks[0], demo_queries, demo_top))
+        devices = self._mesh.devices.size
+        return [
+            {"program": "encode", **self._embedder.shapes()},
+            *(
+                {
+                    "program": "search",
+                    **purpose,
+                    "task": task.name,
+                    **shapes(queries, len(task.documents), k, devices),
+                }
+                for purpose, task, queries, k in searches
+            ),
+        ]
+
+    def prepare(self, demo_queries: int = 0, demo_top: int = 0) -> None:
+        """Compiles `programs`, so that nothing is compiled once training has begun."""
         width = self._embedder.dimension
-        self._embedder.encode([""], "query")
-        for task in self.tasks:
-            judged = sum(1 for query in task.query_ids if task.qrels.get(query))
-            k = min(retrieve.RECALL_DEPTH, len(task.documents))
+        for one in self.programs(demo_queries, demo_top):
+            if one["program"] == "encode":
+                self._embedder.encode([""], "query")
+                continue
             search(
-                np.zeros((judged, width), np.float32),
-                np.zeros((len(task.documents), width), np.float32),
-                k,
+                np.zeros((one["queries"], width), np.float32),
+                np.zeros((one["documents"], width), np.float32),
+                one["top_k"],
                 self._mesh,
             )
 

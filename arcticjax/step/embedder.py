@@ -140,12 +140,13 @@ class Embedder:
             digest.update(values.tobytes())
         return digest.hexdigest()[:40]
 
-    def shapes(self) -> dict[str, int]:
-        """Shapes of the one compiled program, for announcements."""
+    def shapes(self) -> dict[str, Any]:
+        """Sizes of the one compiled program, for announcements."""
         return {
             "devices": self.mesh.devices.size,
             "rows": self._rows,
             "row_length": self._row_length,
+            "precision": jnp.dtype(self.dtype).name,
         }
 
     @staticmethod
@@ -192,7 +193,7 @@ class Embedder:
             ]
             found = self._encode(self.params, *meshes.host_to_global(self.mesh, parts))
             if meshes.one_at_a_time():
-                found.block_until_ready()
+                jax.block_until_ready(found)
             pending.append((chosen, row, slot_of[chosen], found))
             if encoded is not None:
                 encoded(len(chosen))

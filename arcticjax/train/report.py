@@ -192,7 +192,7 @@ class Report:
         pace = (last_time - first_time) / (last_step - first_step)
         return max(self._total_steps - last_step, 0) * pace
 
-    def source_table(self) -> list[dict[str, Any]]:
+    def source_means(self) -> list[dict[str, Any]]:
         """Summarises the sources, most steps first: source, steps, last_step, loss, accuracy.
 
         steps counts logged ones. loss and accuracy are means over a source's last `MEAN_WINDOW`

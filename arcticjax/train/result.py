@@ -167,6 +167,15 @@ def before_after_table(evaluations: Evaluations) -> str:
     return text_table(("task", "metric", BEFORE, AFTER, "difference"), rows, left=2)
 
 
+def source_table(means: Iterable[Mapping[str, Any]]) -> str:
+    """Lays out what each source's last steps came to, from `Report.source_means`."""
+    rows = [
+        (one["source"], str(one["steps"]), _four_places(one["loss"]), _four_places(one["accuracy"]))
+        for one in means
+    ]
+    return text_table(("source", "steps", "loss", "accuracy"), rows, left=1)
+
+
 def text_table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> str:
     """Aligns cells in columns under a rule: the first `left` columns left, the others right.
 

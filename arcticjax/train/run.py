@@ -138,6 +138,8 @@ def _train(
         state, start = restored.state, restored.step
         totals = Totals(**restored.meta["totals"])
     alike.check_resumed(start)
+    if start < ready.total_steps:
+        store.require_room(state)
     if distributed.talks():
         # Only now that nothing is refused: a refused resume leaves the directory as it was.
         run_directory.write_config(dump_config(config))
@@ -162,7 +164,7 @@ def _train(
         buffers = activations.allocate(ready.program.kept, mesh)
         compiled = _compile(ready, state, buffers)
         ready.embedder.params = ready.program.sharding.whole(state["params"])
-        ready.evaluator.prepare()
+        ready.evaluator.prepare(len(config.evaluation.demo_queries), config.evaluation.demo_top)
         if start == 0 and config.evaluation.tasks:
             with timeline.part("evaluate"):
                 report.evaluation("before", ready.evaluator.evaluate(), step=0)
@@ -181,7 +183,7 @@ def _train(
 
             report.note(f"plot     {plots.plot_run(directory)}")
         export = _export(ready, params, directory, report)
-        demo = _demo(ready)
+        answers = _demo(ready)
         outcome = result.Result(
             status="done",
             steps=ready.total_steps,
@@ -200,7 +202,7 @@ def _train(
             nonfinite_steps=totals.nonfinite,
         )
         if distributed.talks():
-            _close(report, outcome, demo, directory)
+            _close(report, outcome, answers, directory)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("arcticjax run done")
     return outcome
@@ -291,13 +293,7 @@ def _announce(ready: setup.Setup, report: Report, start: int) -> list[dict[str, 
     """Says what is about to run, and every shape that will be compiled."""
     shapes, config = ready.shapes, ready.config
     devices = ready.mesh.devices.flat[0]
-    compiled: list[dict[str, Any]] = [ready.program.announcement()]
-    if config.evaluation.tasks:
-        compiled.append({"program": "encode", **ready.embedder.shapes()})
-        compiled += [
-            {"program": "search", "task": task.name, "documents": len(task.documents)}
-            for task in ready.evaluator.tasks
-        ]
+    compiled = ready.announcements()
     spec = ready.start.spec
     sizes = ", ".join(f"{view.name} {len(view):,}" for view in ready.data.views)
     report.note(
@@ -379,10 +375,12 @@ def _demo(ready: setup.Setup) -> list[str]:
     ]
 
 
-def _close(report: Report, outcome: result.Result, demo: list[str], directory: Path) -> None:
-    """Writes the result and shows it: scores before and after, answers to the demo queries."""
-    for answer in demo:
+def _close(report: Report, outcome: result.Result, answers: list[str], directory: Path) -> None:
+    """Writes the result and shows it: answers to the demo queries, how each source fares, scores
+    before and after."""
+    for answer in answers:
         report.note(answer)
+    report.note(result.source_table(report.source_means()))
     if outcome.evaluations:
         report.note(result.before_after_table(outcome.evaluations))
     result.write_result(directory, outcome)

@@ -5,7 +5,6 @@ It is built from the run's config and checked before anything compiles.
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from jax.sharding import Mesh
 from arcticjax import errors
 from arcticjax.config import RunConfig, TextContract
 from arcticjax.data import catalog, layout, lineage, list_pipeline, pipeline
-from arcticjax.export import record
+from arcticjax.export import readers, record
 from arcticjax.export.source import Source, open_source
 from arcticjax.models.presets import random_start
 from arcticjax.models.pretrained import Pretrained, contract_options, load_pretrained
@@ -79,6 +78,21 @@ class Setup:
     def exact_embedder(self, params: Any) -> Embedder:
         """An embedder of these parameters in float32, whatever the run computes in: for exports."""
         return Embedder(self.program.encoder, params, self.tokenizer, self.contract, self.mesh)
+
+    def announcements(self) -> list[dict[str, Any]]:
+        """Every program that the run compiles, with its sizes: `compiled_shapes` of the result."""
+        asked = self.config.evaluation
+        found = [
+            self.program.announcement(),
+            *self.evaluator.programs(len(asked.demo_queries), asked.demo_top),
+        ]
+        if self.config.export.enabled:
+            exact = self.exact_embedder(None).shapes()
+            found.append({"program": "encode", "purpose": "export", **exact})
+            # One device reads the folder back: with the same program, where the run has no more.
+            if readers.read_here() and self.mesh.devices.size > 1:
+                found.append({**found[-1], "purpose": "certificate", "devices": 1})
+        return found
 
     def meta(self) -> dict[str, Any]:
         """What a checkpoint says of itself beside its arrays."""
@@ -206,14 +220,6 @@ def _start(config: RunConfig) -> Pretrained:
         return random_start(
             model.preset, seed=config.run.seed, tokenizer=model.tokenizer or "", **contract
         )
-    start = load_pretrained(model.init or "", keep_layers=model.keep_layers, **contract)
-    if model.tokenizer is None:
-        return start
-    tokenizer = TextTokenizer.from_file(Path(model.tokenizer))
-    if tokenizer.vocab_size > start.spec.vocab_size:
-        raise errors.ConfigError(
-            f"model.tokenizer: {tokenizer.file} has {tokenizer.vocab_size} tokens, but "
-            f"{model.init} has a token table of {start.spec.vocab_size} rows: it does not match "
-            "the weights; leave model.tokenizer out to take the one beside the weights"
-        )
-    return dataclasses.replace(start, tokenizer_file=tokenizer.file)
+    return load_pretrained(
+        model.init or "", keep_layers=model.keep_layers, tokenizer=model.tokenizer, **contract
+    )

@@ -107,6 +107,7 @@ def test_a_read_only_disk_is_a_resource_error(tmp_path):
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-def test_too_little_room_names_needed_and_free_bytes(tmp_path):
+def test_too_little_room_names_needed_and_free_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_SMALL_FILES", 1 << 60)
     with pytest.raises(ResourceError, match=r"run\.directory.* [\d,]+ bytes needed, [\d,]+ bytes"):
-        RunDirectory(tmp_path).create(needed_bytes=1 << 60)
+        RunDirectory(tmp_path).create()

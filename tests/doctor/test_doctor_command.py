@@ -73,7 +73,7 @@ def test_what_is_wrong_with_a_config_is_one_row(file, capsys, change, check, mes
 def test_a_tokenizer_that_does_not_fit_the_model(file, capsys):
     folder = tiny.tokenizer_folder(file.with_name("large"), extra=500)
     code, found = examine(capsys, file, f"model.tokenizer={folder / 'tokenizer.json'}")
-    assert code == 2 and "do not belong together" in found["model"]["found"]
+    assert code == 2 and "does not match the weights" in found["model"]["found"]
     assert found["data"]["status"] == "skipped"
 
 

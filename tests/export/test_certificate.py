@@ -1,5 +1,7 @@
 """The certificate: right folders pass, wrong ones are refused and moved away."""
 
+import dataclasses
+import itertools
 import json
 
 import jax
@@ -13,11 +15,11 @@ from arcticjax.export import certificate as certificate_module
 from arcticjax.export import layers, readers
 from arcticjax.export.certificate import certify, cut, import_certified, write_certified
 from arcticjax.export.folder import Storage, write_folder
-from arcticjax.export.probes import PROBES, probe_tokens, probe_vectors, probes_for
+from arcticjax.export.probes import PROBES, Probe, probe_tokens, probe_vectors, probes_for
 from arcticjax.export.source import Source, make_embedder, open_source
 from arcticjax.models.pretrained import load_pretrained
 from arcticjax.models.resolve import resolve
-from arcticjax.models.spec import ModelSpec, parameter_shapes
+from arcticjax.models.spec import POOLINGS, ModelSpec, parameter_shapes
 from arcticjax.models.tokenizer import TextTokenizer
 from arcticjax.parallel.mesh import local_mesh, make_mesh
 from tests import tiny
@@ -263,6 +265,39 @@ def test_layers_agree_with_those_of_transformers(right):
     assert layers.first_difference(ours, theirs) == "layer 2 (hidden states by up to 0.01)"
     theirs[0][0, 0] = np.nan
     assert layers.first_difference(ours, theirs) == "the embeddings (hidden states by up to nan)"
+
+
+def test_every_pooling_and_texts_at_the_limit_agree_with_sentence_transformers(tmp_path):
+    """Text to vector, prompt included. Of 32 tokens two are special ones and, before a query, two
+    the prompt's: texts that fill the rest, fall one short of it or go one beyond."""
+    words = "one two three four five six seven eight nine ten".split() * 4
+    probes = [
+        Probe(f"{side} of {count} tokens", side, " ".join(words[: count - used]))
+        for side, used in (("query", 4), ("document", 2))
+        for count in (31, 32, 33)
+    ] + [probe for probe in PROBES if probe.name in ("empty query", "document")]
+    tokenizer = TextTokenizer.from_file(resolve(MINILM))
+    sizes = [probe_tokens(CONTRACT, tokenizer, probe).size for probe in probes[:6]]
+    assert sizes == [31, 32, 32] * 2
+    folders = [
+        write_folder(
+            tmp_path / pooling,
+            **options(contract=dataclasses.replace(CONTRACT, pooling=pooling)),
+        )
+        for pooling in POOLINGS
+    ]
+    with torch_here():
+        found = readers.torch_vectors(folders, probes)
+    assert found is not None
+    ours = [readers._own_vectors(folder, probes).exact for folder in folders]
+    for own, theirs in zip(ours, found[1], strict=True):
+        np.testing.assert_allclose(own, theirs.exact, atol=1e-5)
+    # Else agreement would say little: what is cut off does not count, what is not does, and so
+    # does the pooling.
+    for vectors in ours:
+        np.testing.assert_array_equal(vectors[1], vectors[2])
+        assert np.abs(vectors[0] - vectors[1]).max() > 1e-4
+    assert all(np.abs(a - b).max() > 1e-3 for a, b in itertools.combinations(ours, 2))
 
 
 def test_a_bfloat16_truncated_folder_in_shards(tmp_path):

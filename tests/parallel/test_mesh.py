@@ -123,3 +123,14 @@ def test_replicated_arrays_are_whole_on_every_device():
 
 def test_local_positions_are_all_in_one_process():
     assert meshes.local_positions(meshes.make_mesh(8)) == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("backend", "devices", "waits"), [("cpu", 8, True), ("cpu", 1, False), ("gpu", 8, False)]
+)
+def test_programs_run_one_at_a_time_where_devices_share_the_threads_of_a_cpu(
+    monkeypatch, backend, devices, waits
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+    assert meshes.one_at_a_time() is waits

@@ -62,12 +62,20 @@ def test_documents_are_embedded_once_for_one_set_of_parameters(task):
     with jax.set_mesh(mesh):
         evaluator = Evaluator([task], counting, mesh)  # pyright: ignore[reportArgumentType]
         evaluator.evaluate()
-        answers = evaluator.best(["chess"], 3)
+        answers = evaluator.best(["chess", "violin"], 3)
         assert counting.calls == 1
+        cosines = (
+            counting.encode(["chess", "violin"], "query")
+            @ counting.encode(task.documents, "query").T
+        )
         counting.params = object()
         evaluator.evaluate()
         assert counting.calls == 2
-    assert len(answers) == 1 and len(answers[0][1]) == 3
+    assert [query for query, _ in answers] == ["chess", "violin"]
+    for (_, found), row in zip(answers, cosines, strict=True):
+        best = np.argsort(-row)[:3]
+        assert [document for _, document in found] == [task.documents[n] for n in best]
+        np.testing.assert_allclose([score for score, _ in found], row[best], rtol=1e-5)
 
 
 def test_tasks_by_name(tmp_path):

@@ -60,6 +60,13 @@ def test_packed_vectors_equal_those_of_single_texts_in_order(made, devices, side
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
 
 
+def test_blocks_on_several_devices_of_a_cpu_wait_for_one_another(made, monkeypatch):
+    texts, begun, waited = ["river stone fern"] * 500, [], []
+    monkeypatch.setattr(jax, "block_until_ready", waited.append)
+    embedder(made, 8).encode(texts, "document", encoded=begun.append)
+    assert sum(begun) == 500 and len(waited) == len(begun) > 3
+
+
 def test_truncated_vectors_have_unit_length(made):
     one = embedder(made, 1)
     whole, cut = one.encode(["river"]), one.encode(["river"], dimension=8)

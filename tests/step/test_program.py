@@ -1,6 +1,7 @@
 """The abstract program is the one that training runs."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from arcticjax.config import load_config
@@ -15,7 +16,8 @@ pytestmark = pytest.mark.usefixtures("quick_compiler")
 def built(request, tmp_path_factory):
     """(program, batches) on four devices."""
     folder = tmp_path_factory.mktemp("program")
-    config = load_config(tiny.run_config(folder, **{"train.passes": request.param, "mesh.fsdp": 2}))
+    changes = {"train.passes": request.param, "mesh.fsdp": 2, "train.precision": "bfloat16"}
+    config = load_config(tiny.run_config(folder, **changes))
     mesh = meshes.make_mesh(2, 2)
     batches = tiny.builder(4)
     with jax.set_mesh(mesh):
@@ -39,3 +41,11 @@ def test_abstract_arrays_are_those_of_a_run(built):
     same(meshes.host_to_global(made.mesh, batches(0).arrays), made.abstract_batch())
     same(activations.allocate(made.kept, made.mesh), made.abstract_buffers())
     assert bool(made.kept) == (made.encoding.passes == "one")
+
+
+def test_the_config_decides_what_the_step_computes(built):
+    made, _ = built
+    assert (made.objective.temperature, made.objective.tile) == (0.1, 8)
+    assert made.encoding.dtype == jnp.bfloat16
+    halves = {one.dtype for one in made.kept if one.dtype != jnp.float32}
+    assert halves == ({jnp.dtype(jnp.bfloat16)} if made.kept else set())

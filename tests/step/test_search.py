@@ -31,6 +31,15 @@ def test_equals_brute_force(devices, documents, k, tile):
     np.testing.assert_array_equal(indices, wanted_indices)  # ties in the order of indices
 
 
+def test_blocks_on_several_devices_of_a_cpu_wait_for_one_another(monkeypatch):
+    waited = []
+    monkeypatch.setattr(jax, "block_until_ready", waited.append)
+    mesh = meshes.make_mesh(4)
+    with jax.set_mesh(mesh):
+        search(np.zeros((13, 6)), np.zeros((300, 6)), 100, mesh, query_block=8, tile=32)
+    assert len(waited) == 2
+
+
 def test_nothing_to_search():
     mesh = meshes.make_mesh(1)
     scores, indices = search(np.zeros((3, 4), np.float32), np.zeros((0, 4), np.float32), 10, mesh)

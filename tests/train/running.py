@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
+from arcticjax import errors
+from arcticjax.checkpoint.orbax_io import read_arrays
+from arcticjax.checkpoint.step_directories import StepDirectories
 from arcticjax.checkpoint.store import CheckpointStore
 from arcticjax.train import __main__ as command
 
@@ -25,6 +32,17 @@ def train(file, *sets: str) -> None:
     for one in sets:
         arguments += ["--set", one]
     command.main(arguments)
+
+
+def fails(file, kind: type[errors.ArcticError], match: str, *sets: str) -> str:
+    """The message with which the command ends, as its user sees it, and with the code of `kind`."""
+    shown = io.StringIO()
+    with contextlib.redirect_stderr(shown), pytest.raises(SystemExit) as left:
+        errors.run_cli(lambda: train(file, *sets))
+    assert left.value.code == kind.exit_code, shown.getvalue()
+    _, _, message = f"\n{shown.getvalue()}".rpartition("\nerror: ")
+    assert re.search(match, message), message
+    return message
 
 
 def start(
@@ -63,6 +81,16 @@ def losses(folder) -> list[tuple[int, str, float]]:
 
 def weights(folder):
     return CheckpointStore(folder / "run" / "checkpoints").restore_params()
+
+
+def state(folder, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint by its path."""
+    steps = StepDirectories(folder / "run" / "checkpoints")
+    _, manifest = steps.verify(step)
+    wanted = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in manifest.leaves.items()
+    }
+    return read_arrays(steps.path(step), wanted, as_numpy=True)
 
 
 def same(left, right) -> bool:

@@ -6,16 +6,21 @@ import json
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import safetensors.numpy
+from tokenizers import Tokenizer
 
 from arcticjax import errors
 from arcticjax.checkpoint.run_directory import RunDirectory
 from arcticjax.config import dump_config, load_config
+from arcticjax.models.pretrained import load_pretrained
 from arcticjax.train import __main__ as command
 from tests import tiny
+from tests.train import running
 from tests.train.running import BARE, UNSCORED
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -35,14 +40,23 @@ def folder(made, tmp_path):
     return tmp_path / "it"
 
 
+def contents(folder):
+    """Every file below a folder, with its bytes."""
+    files = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
 def fails(file, kind, match, *sets):
-    arguments = ["--config", str(file)]
-    for one in sets:
-        arguments += ["--set", one]
-    with pytest.raises(errors.ArcticError, match=match) as caught:
-        command.main(arguments)
-    assert type(caught.value) is kind, caught.value
-    return str(caught.value)
+    """The message; and the run directory has all it had, and beside that only tokenised sources and
+    metrics of no step."""
+    run = file.with_name("run")
+    before = contents(run)
+    message = running.fails(file, kind, match, *sets)
+    after = contents(run)
+    assert {name: after.get(name) for name in before} == before
+    new = {name: after[name] for name in after.keys() - before.keys() if "cache/" not in name}
+    assert new in ({}, {"metrics.jsonl": b""})
+    return message
 
 
 def test_unknown_key(folder):
@@ -75,6 +89,12 @@ def test_missing_source(folder):
 def test_empty_source(folder):
     (folder / "a.parquet").write_bytes(b"")
     fails(tiny.run_config(folder), errors.DataError, "'a'.*a.parquet")
+
+
+def test_a_source_of_no_records(folder):
+    file = folder / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(file)[:0], file)
+    fails(tiny.run_config(folder), errors.DataError, r"source 'a'.*a\.parquet: holds no records")
 
 
 def test_a_record_with_an_empty_side(folder):
@@ -111,9 +131,33 @@ def test_more_devices_than_there_are(folder):
 
 
 def test_a_tokenizer_that_does_not_match_the_weights(folder):
+    """Larger than their table; with other words; and beside the weights, with padding past it."""
     tokens = tiny.tokenizer_folder(folder / "larger", extra=200)
     file = tiny.run_config(folder, **{"model.tokenizer": str(tokens)})
-    fails(file, errors.ConfigError, "model.tokenizer.*does not match the weights")
+    said = r"does not match the weights: its highest token id is 246, the .*model has 120 rows"
+    fails(file, errors.ConfigError, rf"model\.tokenizer: .*larger/tokenizer\.json {said}")
+
+    other = tokens / "tokenizer.json"
+    own = (folder / "model" / "tokenizer.json").read_text()
+    other.write_text(own.replace('"river"', '"delta"'))
+    said = r"does not match the weights: .*model/tokenizer\.json, .*, gives other tokens"
+    fails(file, errors.ConfigError, rf"model\.tokenizer: .*larger/tokenizer\.json {said}")
+
+    padding = Tokenizer.from_str(own)
+    padding.enable_padding(pad_id=120)
+    padding.save(str(folder / "model" / "tokenizer.json"))
+    said = r"model/tokenizer\.json: its highest token id is 120, the token table of .* 120 rows"
+    fails(tiny.run_config(folder), errors.CheckpointError, said)
+
+
+def test_weights_without_a_tokenizer_take_the_one_that_is_given(folder):
+    tokens = tiny.tokenizer_folder(folder / "tokens")
+    file = tiny.run_config(folder, **{"model.tokenizer": str(tokens)}, **UNSCORED)
+    (folder / "model" / "tokenizer.json").unlink()
+    with pytest.raises(errors.ConfigError, match="no such file; give a folder"):
+        load_pretrained(folder / "model")
+    found = load_pretrained(folder / "model", tokenizer=load_config(file).model.tokenizer)
+    assert found.tokenizer_file == tokens / "tokenizer.json"
 
 
 def test_weights_of_another_shape(folder):
@@ -162,14 +206,23 @@ def test_a_run_directory_that_cannot_be_read(folder, monkeypatch):
 def test_two_runs_in_one_directory(folder):
     file = tiny.run_config(folder)
     with RunDirectory(folder / "run").claim():
-        fails(file, errors.ConfigError, "run.directory|held|another run")
+        said = rf"run\.directory {folder / 'run'} is in use by process {os.getpid()} on host"
+        fails(file, errors.ConfigError, said)
 
 
-def test_a_disk_without_room(folder, monkeypatch):
+@pytest.mark.parametrize(
+    ("free", "what"), [(1000, "the run"), (300_000, "a checkpoint")], ids=["none", "little"]
+)
+def test_a_disk_without_room(folder, monkeypatch, free, what):
+    """A checkpoint of this model takes half a megabyte; no step is compiled before it has room."""
+    monkeypatch.setattr("arcticjax.train.run._compile", None)
+    monkeypatch.setattr("arcticjax.checkpoint.run_directory._SMALL_FILES", 2000)
     monkeypatch.setattr(
-        shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000)
+        shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, free)
     )
-    fails(tiny.run_config(folder), errors.ResourceError, "run.directory|room|free")
+    place = rf"{folder / 'run'}\S* \(run\.directory\)"
+    said = rf"no room for {what} on the disk of {place}: [\d,]+ bytes needed, {free:,} bytes free"
+    fails(tiny.run_config(folder), errors.ResourceError, said)
 
 
 def test_resuming_with_another_config_names_the_field(folder):

@@ -80,7 +80,7 @@ def test_a_resumed_run_records_the_same_as_a_straight_one(tmp_path):
     with open_report(tmp_path / "killed", start_step=5) as resumed:
         for step in range(6, 9):
             resumed.step(metrics(step, source=f"s{step % 3}"))
-        assert resumed.source_table() == straight.source_table()
+        assert resumed.source_means() == straight.source_means()
     for name in ("metrics.jsonl", "evaluations.jsonl"):
         assert (tmp_path / "killed" / name).read_text() == (
             tmp_path / "straight" / name
@@ -91,14 +91,14 @@ def test_a_resumed_run_records_the_same_as_a_straight_one(tmp_path):
     assert "evaluations.jsonl: dropped 1 line(s) after step 5" in log
 
 
-def test_source_table_averages_the_recent_finite_values(tmp_path):
+def test_source_means_are_those_of_the_recent_finite_values(tmp_path):
     with open_report(tmp_path) as report:
         for step in range(1, MEAN_WINDOW + 11):
             report.step(metrics(step, source="many", loss=float(step), accuracy=None))
         report.step(metrics(90, source="few", loss=2.0, accuracy=0.5))
         report.step(metrics(91, source="few", loss=float("nan"), accuracy=1.0))
         report.step({"step": 92, "loss": 1.0})
-        table = report.source_table()
+        table = report.source_means()
     assert table == [
         {
             "source": "many",
@@ -141,7 +141,7 @@ def test_a_silent_process_touches_nothing(tmp_path):
         report.step(metrics(1))
         report.note("x")
         report.evaluation("before", {"a": {"ndcg_at_10": 0.1}})
-        assert report.source_table()[0]["steps"] == 1
+        assert report.source_means()[0]["steps"] == 1
     assert stream.getvalue() == ""
     assert list(tmp_path.iterdir()) == []
 

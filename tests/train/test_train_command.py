@@ -1,39 +1,52 @@
 """The training command on a tiny model: from a config file to scores, plots and an export."""
 
+import contextlib
 import dataclasses
 import io
 import json
 import logging
+import re
 import sys
 
 import jax
+import numpy as np
 import pytest
 import yaml
 
 from arcticjax import errors
 from arcticjax.checkpoint.store import CheckpointStore
 from arcticjax.config import load_config
-from arcticjax.export import readers
+from arcticjax.data.draw import Draw
+from arcticjax.export.source import make_embedder, open_source
+from arcticjax.models.presets import random_start
 from arcticjax.models.pretrained import load_pretrained
 from arcticjax.models.spec import PRESETS
 from arcticjax.models.tokenizer import TextTokenizer
 from arcticjax.parallel import command as processes
 from arcticjax.parallel import compilation_cache
+from arcticjax.parallel.mesh import make_mesh
+from arcticjax.scoring.beir import load_task
 from arcticjax.train import __main__ as command
-from arcticjax.train.loop import Loop
 from tests import tiny
 from tests.torch_here import torch_here
-from tests.train.running import BARE, UNSCORED, lines, same, train, weights
+from tests.train.running import UNSCORED, fails, lines, same, state, train, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
+# Of the tasks' own words.
+QUERIES = ["river stone fern", "hazel"]
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A finished run of eight steps."""
+    """A finished run of eight steps, and in shown.txt what its user saw."""
     folder = tmp_path_factory.mktemp("done")
-    with torch_here():
-        train(tiny.run_config(folder))
+    changes = {"evaluation.demo_queries": QUERIES, "checkpoint.keep": 1}
+    shown = io.StringIO()
+    with torch_here(), contextlib.redirect_stderr(shown):
+        train(tiny.run_config(folder, **changes))
+    (folder / "shown.txt").write_text(shown.getvalue())
     return folder
 
 
@@ -78,41 +91,48 @@ def test_a_finished_run_is_left_as_it_is(done, capsys):
     assert (done / "run" / "result.json").stat().st_mtime_ns == before
 
 
-def test_nothing_compiles_between_the_first_step_and_the_last(tmp_path, monkeypatch):
-    compiled: list[str] = []
-    heard: list[str] = []
-    inside = False
-
-    def listen(event: str, duration: float, **_: object) -> None:
-        if event.endswith("backend_compile_duration"):
-            (compiled if inside else heard).append(event)
-
-    original = Loop.run
-
-    def run(self, *arguments):
-        nonlocal inside
-        inside = True
-        try:
-            return original(self, *arguments)
-        finally:
-            inside = False
-
-    monkeypatch.setattr(Loop, "run", run)
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    train(
-        tiny.run_config(
-            tmp_path,
-            **{"evaluation.every_steps": 2, "mesh.data": 2},
-            **BARE,
-        )
-    )
-    assert compiled == []
-    assert heard  # before the first step there is something to hear
+def test_a_finished_run_shows_its_scores_and_how_each_source_fares(done):
+    shown = (done / "shown.txt").read_text()
+    scores = json.loads((done / "run" / "result.json").read_text())["evaluations"]
+    before, after = (scores[when]["task"]["ndcg_at_10"] for when in ("before", "after"))
+    found = re.search(r"^task +nDCG@10 +(\S+) +(\S+) +(\S+)$", shown, re.M)
+    assert found and found.groups() == (f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}")
+    for source in "ab":
+        own = [line for line in lines(done) if line["source"] == source]
+        means = [sum(line[name] for line in own) / len(own) for name in ("loss", "accuracy")]
+        found = re.search(rf"^{source} +(\d) +(\S+) +(\S+)$", shown, re.M)
+        assert found and found.groups() == (str(len(own)), *(f"{mean:.4f}" for mean in means))
 
 
-def test_each_step_is_drawn_from_one_source_unless_mixed(tmp_path):
-    train(tiny.run_config(tmp_path, **{"data.stratified": False}, **UNSCORED))
-    assert {line["source"] for line in lines(tmp_path)} == {"all"}
+def test_the_answers_to_demo_queries_are_the_nearest_documents(done):
+    task = load_task(done / "task")
+    encoder = make_embedder(open_source(done / "run"), make_mesh(1))
+    with jax.set_mesh(encoder.mesh):
+        cosines = encoder.encode(QUERIES, "query") @ encoder.encode(task.documents).T
+    shown = (done / "shown.txt").read_text()
+    for query, row in zip(QUERIES, cosines, strict=True):
+        found = re.search(rf"^query +{query}\n((  [\d.]+  .*\n)+)", shown, re.M)
+        assert found
+        answers = [line.split("  ")[1:] for line in found[1].splitlines()]
+        best = np.argsort(-row)[:3]
+        assert [text for _, text in answers] == [task.documents[n][:110] for n in best]
+        np.testing.assert_allclose([float(one) for one, _ in answers], row[best], atol=1e-3)
+
+
+def test_the_config_decides_the_draw(done):
+    draw = Draw([96, 64], 16, 3)
+    drawn = ["ab"[draw.at(step).source] for step in range(8)]
+    assert [line["source"] for line in lines(done)] == drawn
+
+
+def test_the_config_decides_the_learning_rates(done):
+    """Two steps of warm-up, then down to zero at the eighth."""
+    rates = [0.001, 0.002, *(0.002 * left / 6 for left in range(6, 0, -1))]
+    np.testing.assert_allclose([line["learning_rate"] for line in lines(done)], rates, rtol=1e-6)
+
+
+def test_the_config_decides_how_many_checkpoints_stay(done):
+    assert CheckpointStore(done / "run" / "checkpoints").steps() == [8]
 
 
 def test_an_epoch_is_the_default_length(tmp_path):
@@ -122,41 +142,60 @@ def test_an_epoch_is_the_default_length(tmp_path):
     assert sorted(sources) == ["a"] * 6 + ["b"] * 4  # 96 and 64 pairs in batches of 16
 
 
-def test_the_first_layers_can_be_kept_and_bfloat16_exports_exactly(tmp_path, monkeypatch):
-    # sentence-transformers takes as long as all the rest, and reads an export in other tests
-    monkeypatch.setattr(readers, "torch_vectors", lambda folders, probes: None)
-    changes = {"model.keep_layers": 1, "train.precision": "bfloat16", "report.plots": False}
-    train(tiny.run_config(tmp_path, **changes), "train.total_steps=3")
-    assert load_pretrained(tmp_path / "run" / "export").spec.num_layers == 1
-
-
-def test_a_preset_starts_from_random_weights(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory):
+    """Two steps on mixed sources from a preset of tiny size; folder, and weights of its seed."""
+    folder = tmp_path_factory.mktemp("preset")
+    words = tiny.tokenizer_folder(folder / "words")
     small = {"vocab_size": 120, "hidden_size": 32, "num_heads": 4, "intermediate_size": 64}
-    monkeypatch.setitem(PRESETS, "xs", dataclasses.replace(PRESETS["xs"], **small))
-    folder = tmp_path / "words"
-    tiny.tokenizer_folder(folder)
-    file = tiny.run_config(
-        tmp_path,
-        **{
-            "model": {"preset": "xs", "tokenizer": str(folder)},
-            "train.total_steps": 1,
-            "optimizer.warmup_steps": 0,
-        },
-        **UNSCORED,
-    )
-    train(file)
-    meta = CheckpointStore(tmp_path / "run" / "checkpoints").read_meta()
+    changes = {
+        "model": {"preset": "xs", "tokenizer": str(words)}, "train.total_steps": 2,
+        "optimizer.warmup_steps": 0, "optimizer.weight_decay": 10, "optimizer.clip_norm": 1e-4,
+        "checkpoint.save_every_steps": 1, "data.stratified": False,
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "xs", dataclasses.replace(PRESETS["xs"], **small))
+        train(tiny.run_config(folder, **changes, **UNSCORED))
+        lengths = {"query_length": 16, "document_length": 32}
+        return folder, random_start("xs", seed=3, tokenizer=words, **lengths).params
+
+
+def test_a_preset_starts_from_random_weights(preset):
+    folder, _ = preset
+    meta = CheckpointStore(folder / "run" / "checkpoints").read_meta()
     assert meta["model"]["spec"]["num_hidden_layers"] == 6
     assert meta["model"]["spec"]["hidden_size"] == 32
     assert meta["contract"]["pooling"] == "cls"
 
 
+def test_each_step_is_drawn_from_one_source_unless_mixed(preset, done):
+    folder, _ = preset
+    assert {line["source"] for line in lines(folder)} == {"all"}
+    assert {line["source"] for line in lines(done)} == {"a", "b"}
+
+
+def test_the_config_decides_seed_and_decay(preset):
+    """Tokens that no text has get no gradient: they only decay, at the rate of each step."""
+    folder, start = preset
+    unseen = slice(4 + len(tiny.WORDS), None)
+    decayed = start["embeddings"]["token"][unseen] * (1 - 0.002 * 10) * (1 - 0.001 * 10)
+    found = weights(folder)["embeddings"]["token"][unseen]
+    np.testing.assert_allclose(found, decayed, rtol=1e-5)
+
+
+def test_the_config_decides_clipping(preset):
+    """The first moment after the first step is a tenth of the clipped gradient."""
+    folder, _ = preset
+    assert lines(folder)[0]["gradient_norm"] > 1e-3
+    moments = [leaf for name, leaf in state(folder, step=1).items() if "/mu/" in name]
+    norm = np.sqrt(sum(np.square(leaf).sum() for leaf in moments))
+    assert norm == pytest.approx(0.1 * 1e-4, rel=1e-4)
+
+
 def test_numbers_that_are_not_finite_stop_the_run_and_name_the_pairs(tmp_path):
     file = tiny.run_config(tmp_path, **UNSCORED)
-    with pytest.raises(
-        errors.NumericsError, match=r"step \d: .*source '[ab]', records \d+.*not applied"
-    ):
-        train(file, "optimizer.learning_rate=1e38", "optimizer.clip_norm=null")
+    sets = ("optimizer.learning_rate=1e38", "optimizer.clip_norm=null")
+    fails(file, errors.NumericsError, r"step \d: .*source '[ab]', records \d+.*not applied", *sets)
     (dump,) = (tmp_path / "run").glob("nonfinite_step_*.json")
     assert len(json.loads(dump.read_text())["records"]) == 16
 

@@ -56,13 +56,15 @@ def test_a_run_compares_its_processes_at_the_start_and_every_so_many_steps(short
     ]
 
 
-def test_encoding_once_or_twice_is_the_same_run(short, tmp_path):
-    train(tiny.run_config(tmp_path, **{"train.passes": "two"}, **UNSCORED))
+def test_encoding_twice_on_eight_devices_is_the_run_of_one(short, tmp_path):
+    changes = {"train.passes": "two", "mesh.data": "auto"}
+    train(tiny.run_config(tmp_path, **changes, **UNSCORED))
     one, two = (
         json.loads((folder / "run" / "result.json").read_text())["compiled_shapes"][0]
         for folder in (short, tmp_path)
     )
     assert (one["passes"], two["passes"]) == ("one", "two")
+    assert (one["devices"], two["devices"]) == (1, 8)
     assert one["kept_bytes"] > two["kept_bytes"] == 0
     close(losses(short), losses(tmp_path))
 
@@ -84,8 +86,7 @@ def test_activations_are_kept_where_memory_allows(tmp_path, monkeypatch, room, w
     assert activations.buffer_bytes(ready.program.kept) == (kept if passes == "one" else 0)
 
 
-def test_eight_devices_give_the_run_of_one(short, tmp_path):
-    """Two of them share each matrix."""
+def test_eight_devices_of_which_two_share_each_matrix_give_the_run_of_one(short, tmp_path):
     changes = {"mesh.data": "auto", "mesh.fsdp": 2}
     train(tiny.run_config(tmp_path, **changes, **UNSCORED))
     close(losses(short), losses(tmp_path))
