@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from arcticjax.models import norm, norm_kernels
 
@@ -79,5 +80,10 @@ def test_they_are_what_a_gpu_runs(dtype, platform, kernels):
         )
         return pull(normal)
 
-    traced = jax.jit(value_and_pull).trace(parts, bias, scale, shift)
-    assert traced.lower(lowering_platforms=(platform,)).as_text().count("custom_call @") == kernels
+    # Which GPU it is, jax wants to know from 0.12 on.
+    kind = AbstractDevice("NVIDIA H200", None, "gpu")
+    mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=kind)
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = jax.jit(value_and_pull).trace(parts, bias, scale, shift)
+        lowered = traced.lower(lowering_platforms=(platform,))
+    assert lowered.as_text().count("custom_call @") == kernels

@@ -6,6 +6,8 @@ import inspect
 import itertools
 import json
 import logging
+import time
+import types
 from pathlib import Path
 
 import grain.python as grain
@@ -19,7 +21,7 @@ from arcticjax.step import embedder, search
 from arcticjax.step.encode import make_encode
 from arcticjax.train.loop import Loop
 from tests import tiny
-from tests.train.running import train
+from tests.train.running import lines, train
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -184,3 +186,34 @@ def test_the_first_layers_can_be_kept_and_bfloat16_exports_exactly(watched):
     assert kept > 0.9 * watched.result["compiled_shapes"][0]["kept_bytes"]
     certificate = json.loads((run / "export" / "certificate.json").read_text())
     assert certificate["passed"] and certificate["reader"] == "arcticjax"
+
+
+def test_a_step_that_is_waited_for_is_timed_when_it_is_done(tmp_path, monkeypatch):
+    """A step takes two seconds here and all else no time, also where its numbers are read together
+    with those of the step before."""
+    began, taken = time.monotonic(), 0
+
+    def loop(self, *arguments):
+        compiled = self.compiled
+
+        def call(*given):
+            nonlocal taken
+            taken += 2
+            return compiled(*given)
+
+        self.compiled = call
+        return whole_loop(self, *arguments)
+
+    whole_loop = Loop.run
+    monkeypatch.setattr(Loop, "run", loop)
+    clock = types.SimpleNamespace(monotonic=lambda: began + taken)
+    monkeypatch.setattr("arcticjax.train.loop.time", clock)
+    changes = {
+        "mesh.data": 2,
+        "train.global_batch": 16,
+        "train.total_steps": 4,
+        "checkpoint.save_every_steps": 2,
+    }
+    train(tiny.run_config(tmp_path, **changes))
+    paces = [one["pairs_per_second"] for one in lines(tmp_path)]
+    np.testing.assert_allclose(paces, [16 / 2] * 4, rtol=1e-6)
