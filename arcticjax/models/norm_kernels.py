@@ -6,6 +6,7 @@ once, and once more in the backward pass; the speed of memory is the whole cost 
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -185,13 +186,14 @@ def _call(
 
 def _total(parts: Any, bias: Any, rows: Any, piece: Any) -> Array:
     """A piece of the rows of the sum."""
-    total = sum(part[rows, piece].astype(jnp.float32) for part in parts)
+    total = functools.reduce(jnp.add, (part[rows, piece].astype(jnp.float32) for part in parts))
     return total if bias is None else total + bias[piece]
 
 
 def _over_row(pieces: list[Array], width: int) -> Array:
     """The mean of every row, of which these are all pieces."""
-    return sum(piece.sum(-1) for piece in pieces) / width
+    first, *others = (piece.sum(-1) for piece in pieces)
+    return sum(others, start=first) / width
 
 
 def _pieces(width: int) -> list[Any]:
