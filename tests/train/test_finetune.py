@@ -64,10 +64,10 @@ def test_an_interrupted_run_resumes_bit_for_bit(own, tmp_path, monkeypatch):
     file = finetuning.config(tmp_path, **OWN)
     report = loop.Loop._report
 
-    def interrupted(self, host, metrics):
+    def interrupted(self, host, *rest):
         if host.step == 3:
             raise KeyboardInterrupt
-        report(self, host, metrics)
+        report(self, host, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop.Loop, "_report", interrupted)

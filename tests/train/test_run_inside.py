@@ -209,11 +209,10 @@ def test_a_step_that_is_waited_for_is_timed_when_it_is_done(tmp_path, monkeypatc
     clock = types.SimpleNamespace(monotonic=lambda: began + taken)
     monkeypatch.setattr("arcticjax.train.loop.time", clock)
     changes = {
-        "mesh.data": 2,
-        "train.global_batch": 16,
-        "train.total_steps": 4,
-        "checkpoint.save_every_steps": 2,
-    }
+        "mesh.data": 2, "model.keep_layers": 1, "train.global_batch": 16, "train.total_steps": 4,
+        "checkpoint.save_every_steps": 2, "evaluation.tasks": [], "export.enabled": False,
+        "report.plots": False,
+    }  # fmt: skip
     train(tiny.run_config(tmp_path, **changes))
     paces = [one["pairs_per_second"] for one in lines(tmp_path)]
     np.testing.assert_allclose(paces, [16 / 2] * 4, rtol=1e-6)
