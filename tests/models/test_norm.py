@@ -25,9 +25,10 @@ def arrays(count, dtype=jnp.float32):
     return parts, *(jax.random.normal(next(keys), (16,)) for _ in range(3))
 
 
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("with_shift", [False, True])
+@pytest.mark.parametrize(
+    ("count", "with_bias", "with_shift"),
+    [(1, False, True), (1, True, False), (2, True, True), (2, False, False)],
+)
 def test_value_and_gradients(count, with_bias, with_shift):
     parts, bias, scale, shift = arrays(count)
     given = parts, bias if with_bias else None, scale, shift if with_shift else None
