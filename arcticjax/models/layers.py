@@ -53,10 +53,6 @@ class Linear(nnx.Module):
         product = checkpoint_name(_product(x, self.kernel[...]), _PRODUCT)
         return product, None if self.bias is None else self.bias[...]
 
-    def whole(self, x: Array) -> Array:
-        """Product and bias, in the dtype of x."""
-        return _together(x, self)
-
 
 class LayerNorm(nnx.Module):
     """Normalisation over the last axis, statistics in float32."""
@@ -129,7 +125,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x_RSD: Array) -> Addend:
         # rounded before the GELU: what its backward pass reads is the widest array here
-        inner_RSE = gelu(self.up.whole(x_RSD))
+        inner_RSE = gelu(_together(x_RSD, self.up))
         return self.down(checkpoint_name(inner_RSE, "mlp inner"))
 
 

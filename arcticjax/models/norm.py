@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -47,15 +48,7 @@ def _forward(
     dtype: jax.typing.DTypeLike,
 ) -> tuple[Array, Any]:
     given = parts, bias, scale, shift
-    normalize = functools.partial(_normalize, epsilon=epsilon, dtype=dtype)
-    if _has_kernels(parts):
-        from arcticjax.models import norm_kernels  # Pallas takes a quarter of a second to import
-
-        kernel = functools.partial(norm_kernels.forward, epsilon=epsilon, dtype=dtype)
-        run = functools.partial(jax.lax.platform_dependent, cuda=kernel, default=normalize)
-        normal, *statistics = without_check(run, *given)
-    else:
-        normal, *statistics = normalize(*given)
+    normal, *statistics = _run("forward", _normalize, *given, epsilon=epsilon, dtype=dtype)
     # Without an axis of length 1, which would be padded on its way through memory.
     mean, inverse = (checkpoint_name(one, STATISTICS) for one in statistics)
     return normal, (*given, mean, inverse)
@@ -84,17 +77,9 @@ def _backward(
     epsilon: float, dtype: jax.typing.DTypeLike, kept: tuple[Any, ...], wanted: Array
 ) -> tuple[Any, ...]:
     parts, bias, scale, shift, mean, inverse = kept
-    given = parts, bias, scale, mean, inverse, wanted
-    if _has_kernels(parts):
-        from arcticjax.models import norm_kernels
-
-        run = functools.partial(
-            jax.lax.platform_dependent, cuda=norm_kernels.backward, default=_gradients
-        )
-        found = without_check(run, *given)
-    else:
-        found = _gradients(*given)
-    of_parts, of_bias, of_scale, of_shift = found
+    of_parts, of_bias, of_scale, of_shift = _run(
+        "backward", _gradients, parts, bias, scale, mean, inverse, wanted
+    )
     return (
         of_parts,
         None if bias is None else of_bias,
@@ -126,14 +111,23 @@ def _gradients(
     return of_parts, of_bias, _columns(wanted * normal), _columns(wanted)
 
 
-def _has_kernels(parts: tuple[Array, ...]) -> bool:
-    """Whether there are kernels for such parts, for GPUs."""
+def _run(
+    kernel: str, plain: Callable[..., Any], parts: tuple[Array, ...], *rest: Any, **options: Any
+) -> Any:
+    """`plain`, or the kernel of that name where the program is for a GPU that has one for it."""
     *rows, width = parts[0].shape
     if any(part.dtype != jnp.bfloat16 for part in parts):
-        return False
-    from arcticjax.models import norm_kernels
+        return plain(parts, *rest, **options)
+    from arcticjax.models import norm_kernels  # Pallas takes a quarter of a second to import
 
-    return norm_kernels.fits(math.prod(rows), width)
+    if not norm_kernels.fits(math.prod(rows), width):
+        return plain(parts, *rest, **options)
+    choose = functools.partial(
+        jax.lax.platform_dependent,
+        cuda=functools.partial(getattr(norm_kernels, kernel), **options),
+        default=functools.partial(plain, **options),
+    )
+    return without_check(choose, parts, *rest)
 
 
 def _sum(parts: tuple[Array, ...], bias: Array | None) -> Array:
