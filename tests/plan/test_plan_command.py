@@ -272,18 +272,7 @@ def test_kept_programs_are_not_compiled_again(planned, monkeypatch):
     assert activations.buffer_bytes([]) == 0 and config.train.passes == "auto"
 
 
-FINETUNING = {
-    "xs": "xs",
-    "s": "s",
-    "m": "m",
-    "m_v15": "m-v1.5",
-    "m_long": "m-long",
-    "l": "l",
-    "m_v2": "m-v2",
-    "l_v2": "l-v2",
-    "modernbert": "modernbert-base",
-    "arctic_e5_base": "m",
-}
+FINETUNING = {**RECIPES, "arctic_e5_base": "m"}
 
 
 @pytest.mark.parametrize("recipe", FINETUNING)
