@@ -17,6 +17,7 @@ after another.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import itertools
 import json
@@ -97,6 +98,11 @@ class Turnstile:
 
     def __init__(self, file: Path | None) -> None:
         self._file = None if file is None else file.open("w")
+
+    def close(self) -> None:
+        """Leaves for good."""
+        if self._file is not None:
+            self._file.close()
 
     def prepare(self) -> None:
         """Keeps others waiting, once nobody is inside."""
@@ -252,10 +258,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="also write the rows here")
     options = parser.parse_args(arguments)
     print(measuring.describe(measuring.machine()))
-    turnstile = Turnstile(options.turnstile)
-    turnstile.prepare()
     rows = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with (
+        contextlib.closing(Turnstile(options.turnstile)) as turnstile,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        turnstile.prepare()
         folder = Path(scratch)
         steps = options.warm + options.turns * options.steps
         most = max(options.batches) * steps

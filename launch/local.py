@@ -152,10 +152,11 @@ def _signal_all(started: Sequence[subprocess.Popen[str]], number: int) -> None:
 
 
 def _copy(source: IO[str], prefix: str, out: TextIO, lock: threading.Lock) -> None:
-    for line in source:
-        with lock:
-            out.write(prefix + line.rstrip("\n") + "\n")
-            out.flush()
+    with source:
+        for line in source:
+            with lock:
+                out.write(prefix + line.rstrip("\n") + "\n")
+                out.flush()
 
 
 class _Parser(argparse.ArgumentParser):

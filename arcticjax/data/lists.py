@@ -13,6 +13,7 @@ signature.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -102,7 +103,8 @@ class StoredLists:
 
 
 class ListWriter:
-    """Writes the files of stored lists, in memory that grows with the number of texts alone."""
+    """Writes the files of stored lists, in memory that grows with the number of texts alone; open
+    while entered, unless finished before."""
 
     def __init__(self, folder: Path, name: str, tokenizer: TextTokenizer) -> None:
         self._name = name
@@ -119,6 +121,14 @@ class ListWriter:
         self._scored = True
         for what in self._ends:
             self._files[f"{what}_starts"].add([0])
+
+    def __enter__(self) -> ListWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.ExitStack() as stack:  # one that fails must not leave the others open
+            for one in (*self._sides.values(), *self._files.values()):
+                stack.callback(one.close)
 
     @property
     def query_count(self) -> int:
@@ -158,10 +168,11 @@ class ListWriter:
             self._files[f"{what}_scores"].add(scores)
             self._files[f"{what}_starts"].add([self._ends[what]])
 
-    def close(self) -> dict[str, Any]:
-        """Closes all files; what the manifest says of them."""
-        for one in (*self._sides.values(), *self._files.values()):
-            one.close()
+    def finish(self) -> dict[str, Any]:
+        """Closes all files, which are whole now; what the manifest says of them."""
+        for side in self._sides.values():
+            side.flush()
+        self.__exit__()
         queries, documents = (len(self._sides[side]) for side in ("query", "document"))
         if not queries:
             raise DataError(f"source {self._name!r} holds no queries; point its path at records")
@@ -215,11 +226,8 @@ class _Texts:
         return self._number(identity, tokens)
 
     def close(self) -> None:
-        try:
-            self._flush()
-        finally:
-            for file in self._files.values():
-                file.close()
+        for file in self._files.values():
+            file.close()
 
     def _number(self, identity: int, content: str | np.ndarray) -> int:
         found = self._numbers.get(identity)
@@ -228,10 +236,11 @@ class _Texts:
             self._files["ids"].add([identity])
             self._waiting.append(content)
             if len(self._waiting) == _BATCH:
-                self._flush()
+                self.flush()
         return found
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Writes the texts that were still waiting for others to be tokenised with."""
         waiting, self._waiting = self._waiting, []
         encoded = iter(self._tokenizer.encode([one for one in waiting if isinstance(one, str)]))
         tokens = [next(encoded) if isinstance(one, str) else one for one in waiting]
@@ -262,9 +271,9 @@ def write(
     try:
         temporary = record_files.temporary_folder(directory)
         try:
-            writer = ListWriter(temporary, name, tokenizer)
-            fill(writer)
-            manifest = writer.close()
+            with ListWriter(temporary, name, tokenizer) as writer:
+                fill(writer)
+                manifest = writer.finish()
             (temporary / MANIFEST).write_text(record_format.to_json(manifest), encoding="utf-8")
             record_files.sync(temporary / MANIFEST)
             temporary.chmod(0o755)

@@ -135,6 +135,8 @@ class SidecarWriter:
         self.count += len(values)
 
     def close(self) -> None:
+        if self._file.closed:
+            return
         # NumPy pads the header for any length that axis 0 may grow to, so it keeps its size.
         try:
             self._file.seek(0)

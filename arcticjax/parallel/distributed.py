@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -24,6 +25,8 @@ _EXTRAS = {"gpu": "cuda", "tpu": "tpu"}
 # Where a process that leaves with an error says so, by its number.
 LEAVING = "arcticjax/leaving"
 _LAST_WORDS_MS = 5000
+# What a process may take from saying so to its end, on a machine that is busy.
+_LAST_BREATH_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,7 @@ def leave(code: int) -> NoReturn:
             if talks():
                 for process in range(1, jax.process_count()):
                     client.blocking_key_value_get(f"{LEAVING}/{process}", _LAST_WORDS_MS)
+                time.sleep(_LAST_BREATH_SECONDS)
         except jax.errors.JaxRuntimeError:
             pass
         os._exit(code)

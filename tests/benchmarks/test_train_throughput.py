@@ -65,6 +65,9 @@ def test_one_is_timed_at_a_time_once_all_have_prepared(tmp_path):
     assert sum(event.wait(0.2) for event in inside) == 1
     leave.set()
     assert all(event.wait(60) for event in inside)
+    for number, thread in enumerate((first, second)):
+        thread.join()
+        turnstiles[number].close()
 
 
 def test_a_size_gets_a_folder_that_can_be_read(tmp_path):

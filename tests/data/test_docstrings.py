@@ -206,7 +206,10 @@ def test_the_task_is_a_beir_folder_of_the_held_out_packages(site, tmp_path):
     folder = pairs.task_folder
     assert folder is not None
     corpus, queries = (
-        {entry["_id"]: entry for entry in map(json.loads, open(folder / f"{name}.jsonl"))}
+        {
+            entry["_id"]: entry
+            for entry in map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())
+        }
         for name in ("corpus", "queries")
     )
     header, *judgements = (folder / "qrels" / "test.tsv").read_text().splitlines()

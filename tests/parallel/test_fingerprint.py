@@ -109,8 +109,7 @@ WORKER = """
         try:
             fingerprint.check("last", lambda: {"rank": rank // 2})
         finally:
-            # Process 0 must not leave before the others: its end would kill them.
-            time.sleep(rank / 3)
+            time.sleep(rank / 3)  # process 0, whose end kills the others, would be gone long since
 
     # Forked before jax starts anything: importing it takes longer than all the rest.
     children = []

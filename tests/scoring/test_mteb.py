@@ -53,6 +53,10 @@ def test_mteb_and_our_code_agree(embedder, task):
     assert 0.05 < ours["ndcg_at_10"] < 0.95
 
 
+@pytest.mark.filterwarnings(  # of what MTEB calls
+    "ignore:The fill_missing parameter:DeprecationWarning",
+    "ignore:The `get_sentence_embedding_dimension` method:FutureWarning",
+)
 def test_the_export_scores_the_same_through_sentence_transformers(folder, task):
     from sentence_transformers import SentenceTransformer
 
