@@ -25,7 +25,7 @@ def ready(tmp_path_factory):
         [
             f"run.directory={folder / 'run'}",
             "data.docstrings.packages=[etils]",  # what it trains on does not matter here
-            "data.docstrings.max_documents=150",
+            "data.docstrings.max_documents=80",
             "train.global_batch=8",
         ],
     )
@@ -38,7 +38,7 @@ def test_before_is_the_published_model_in_sentence_transformers(ready):
     from sentence_transformers import SentenceTransformer
 
     (task,) = ready.evaluator.tasks
-    assert 100 < len(task.documents) <= 150
+    assert 50 < len(task.documents) <= 80
     model = SentenceTransformer(str(resolve(ready.config.model.init)), device="cpu")
     model.max_seq_length = 128
     queries = model.encode(task.queries, normalize_embeddings=True)

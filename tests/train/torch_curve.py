@@ -23,6 +23,7 @@ from arcticjax.config.schema import RunConfig
 from arcticjax.data.draw import Draw
 from tests.train.test_loss_curve import CURVE, STEPS, WARM_UP, config_file
 
+
 def losses(config: RunConfig) -> list[float]:
     """The loss before each step."""
     folder = Path(config.model.init)
@@ -48,7 +49,8 @@ def losses(config: RunConfig) -> list[float]:
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_padding()
     tables = [pyarrow.parquet.read_table(one.path).to_pydict() for one in config.data.sources]
-    draw = Draw([len(table["query"]) for table in tables], config.train.global_batch, config.run.seed)
+    sizes = [len(table["query"]) for table in tables]
+    draw = Draw(sizes, config.train.global_batch, config.run.seed)
 
     def embed(texts: list[str]) -> torch.Tensor:
         encoded = tokenizer.encode_batch(texts)
