@@ -68,6 +68,7 @@ class Encoder:
         x_RSD, _ = jax.lax.scan(one, x_RSD, (params["layers"], own))
         return self.leave(params, x_RSD, dtype=dtype)
 
+    @jax.named_scope("embeddings")
     def enter(
         self,
         params: dict[str, Any],

@@ -62,6 +62,7 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((width,), jnp.float32)) if bias else None
         self.epsilon = epsilon
 
+    @jax.named_scope("norm")
     def __call__(
         self,
         x: Array,
@@ -93,6 +94,7 @@ class Attention(nnx.Module):
         self.norm = LayerNorm(width, spec.layer_norm_epsilon, bias=norm_bias)
         self.num_heads = spec.num_heads
 
+    @jax.named_scope("attention")
     def __call__(
         self,
         x_RSD: Array,
@@ -123,6 +125,7 @@ class Mlp(nnx.Module):
         self.down = Linear(spec.intermediate_size, spec.hidden_size, deviation, rngs)
         self.norm = LayerNorm(spec.hidden_size, spec.layer_norm_epsilon)
 
+    @jax.named_scope("mlp")
     def __call__(self, x_RSD: Array) -> Addend:
         # rounded before the GELU: what its backward pass reads is the widest array here
         inner_RSE = gelu(_together(x_RSD, self.up))
@@ -151,6 +154,7 @@ class GatedMlp(nnx.Module):
         self.norm = LayerNorm(width, spec.layer_norm_epsilon, bias=norm_bias)
         self.activation = activation
 
+    @jax.named_scope("mlp")
     def __call__(self, x_RSD: Array) -> Addend:
         gate_RSE, up_RSE = jnp.split(_together(x_RSD, self.gate, self.up), 2, axis=-1)
         return self.down(self.activation(gate_RSE) * up_RSE)

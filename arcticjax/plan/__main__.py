@@ -45,6 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", metavar="FILE", help="write the plan there, too")
     parser.add_argument(
+        "--hlo",
+        metavar="FILE",
+        help="write the training step there as compiled, for those who read such text and for "
+        "benchmarks.tpu_cycles",
+    )
+    parser.add_argument(
         "--fit",
         action="store_true",
         help="if it does not fit, look for the smallest change that does",
@@ -79,11 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lengths = _lengths(options.lengths)
     if options.efficiency is not None and not 0 < options.efficiency <= 1:
         raise errors.ConfigError(f"--efficiency: {options.efficiency} is not in (0, 1]")
-    if options.json and not Path(options.json).absolute().parent.is_dir():
-        raise errors.ConfigError(f"--json: no folder {Path(options.json).absolute().parent}")
+    for flag, file in (("--json", options.json), ("--hlo", options.hlo)):
+        if file and not Path(file).absolute().parent.is_dir():
+            raise errors.ConfigError(f"{flag}: no folder {Path(file).absolute().parent}")
     written = _mine(options, target) if options.mine else _train(options, target, lengths)
     if options.json:
-        _write(Path(options.json), written)
+        text = json.dumps(written, indent=2, allow_nan=False)
+        _write("--json", Path(options.json), text + "\n")
     return 0
 
 
@@ -126,6 +134,10 @@ def _train(
     elif options.fit:
         written["fit"] = {"changes": [], "plan": None}
         print("fits by  no change")
+    if options.hlo and plan.train.refused is None:
+        _write("--hlo", Path(options.hlo), plan.train.text)
+    elif options.hlo:
+        print(f"hlo      {options.hlo} is not written: the compiler refused the training step")
     if options.largest_batch and plan.capacity is None:
         raise errors.ConfigError("--largest-batch: the memory of these devices is not known")
     if options.largest_batch:
@@ -139,10 +151,10 @@ def _mine(options: argparse.Namespace, target: topology.Target) -> dict[str, Any
     """Plans mining and says so; what `--json` holds."""
     counts = _pair(options.mine, "--mine", "two counts such as 1e6/1e7", 1)
     config = configs.load(configs.MineConfig, options.config, options.set)
-    if options.lengths or options.efficiency or options.largest_batch:
+    if options.lengths or options.efficiency or options.largest_batch or options.hlo:
         raise errors.ConfigError(
-            "--lengths, --efficiency, --largest-batch: have no effect with --mine, which has no "
-            "training step and projects no time; see python -m arcticjax.mine --plan"
+            "--lengths, --efficiency, --largest-batch, --hlo: have no effect with --mine, which "
+            "has no training step and projects no time; see python -m arcticjax.mine --plan"
         )
     topology.prepare_environment(target)
     from arcticjax.plan import mining
@@ -198,12 +210,12 @@ def _pair(text: str, flag: str, expected: str, least: float) -> tuple[float, flo
     return left, right
 
 
-def _write(path: Path, content: object) -> None:
+def _write(flag: str, path: Path, text: str) -> None:
     try:
-        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        path.write_text(text)
     except OSError as error:
         raise errors.ResourceError(
-            f"cannot write {path}: {error.strerror or error}; give another --json"
+            f"cannot write {path}: {error.strerror or error}; give another {flag}"
         ) from error
 
 

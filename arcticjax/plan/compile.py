@@ -37,7 +37,7 @@ class Compiled:
 
     memory_bytes: all that it needs. temporary_bytes, code_bytes: what the compiler adds to its
     arguments and results. refused: the compiler's words where it does not fit; it then says how
-    much is needed, and nothing of collectives.
+    much is needed, and nothing of collectives. text: the program after all optimisations.
     """
 
     seconds: float
@@ -47,6 +47,7 @@ class Compiled:
     code_bytes: int = 0
     collectives: list[hlo.Collective] = field(default_factory=list)
     refused: str | None = None
+    text: str = field(default="", repr=False)
 
 
 def compile_program(label: str, lowered: jax.stages.Lowered, arguments: Any) -> Compiled:
@@ -71,7 +72,7 @@ def compile_program(label: str, lowered: jax.stages.Lowered, arguments: Any) -> 
                 refused=str(problem).splitlines()[0],
             )
         found: Any = compiled.memory_analysis()
-        collectives = hlo.collectives(compiled.as_text() or "")
+        text = compiled.as_text() or ""
     results = found.output_size_in_bytes - found.alias_size_in_bytes
     temporary, code = found.temp_size_in_bytes, found.generated_code_size_in_bytes
     return Compiled(
@@ -80,7 +81,8 @@ def compile_program(label: str, lowered: jax.stages.Lowered, arguments: Any) -> 
         memory_bytes=found.argument_size_in_bytes + results + temporary + code,
         temporary_bytes=results + temporary,
         code_bytes=code,
-        collectives=collectives,
+        collectives=hlo.collectives(text),
+        text=text,
     )
 
 

@@ -69,6 +69,7 @@ class Objective:
             return jnp.float32(self.temperature)
         return jnp.exp(learned["log_temperature"])
 
+    @jax.named_scope("loss")
     def __call__(
         self,
         learned: Learned,

@@ -108,7 +108,8 @@ def make_train_step(
             gradients = jax.tree.map(lambda piece: piece * scale, gradients)
         pieces = sharding.cut(before)
         moments = at_step(state["optimizer"], state["step"])
-        changes, moments = optimizer.update(gradients, moments, pieces)
+        with jax.named_scope("optimizer"):
+            changes, moments = optimizer.update(gradients, moments, pieces)
         # Selecting, not branching: the parameters' all-gather must not hang on a condition.
         pieces, moments = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
@@ -270,12 +271,16 @@ def kept_shapes(
 
 
 def _room(encoding: Encoding, params: Any, rows: Batch, sharding: Sharding) -> Kept:
-    """Buffers for one microbatch, within the step."""
+    """Buffers for one microbatch, within the step; what they hold at first is never read, and not
+    written where the platform knows uninitialised memory."""
     of_layer, last = jax.eval_shape(lambda: encoding.kept(params, rows, sharding))
     layers = encoding.encoder.spec.num_layers
     shapes = [*((1, layers, *one.shape) for one in of_layer), (1, *last.shape)]
     return _vary(
-        [jnp.zeros(shape, one.dtype) for shape, one in zip(shapes, [*of_layer, last], strict=True)]
+        [
+            jax.lax.empty(shape, one.dtype)
+            for shape, one in zip(shapes, [*of_layer, last], strict=True)
+        ]
     )
 
 

@@ -60,7 +60,8 @@ def planned(tmp_path_factory, quick_compiler):
     """(plan as JSON, file) of a tiny run on eight devices, with its evaluation."""
     folder = tmp_path_factory.mktemp("plan")
     config = tiny.run_config(folder, **{"mesh.data": "auto"})
-    assert run(config, "--topology", "cpu:8", "--fit", "--json", str(folder / "plan.json")) == 0
+    written = ("--json", str(folder / "plan.json"), "--hlo", str(folder / "step.hlo"))
+    assert run(config, "--topology", "cpu:8", "--fit", *written) == 0
     return json.loads((folder / "plan.json").read_text()), config
 
 
@@ -85,6 +86,18 @@ def test_the_fields_that_scripts_read(planned):
     state = kept + parts["parameters"]
     assert search["memory_in_run_bytes"] == pytest.approx(search["memory_bytes"] + state, abs=64)
     assert "memory_in_run_bytes" not in step
+
+
+def test_the_program_as_compiled(planned):
+    """Scopes name its parts, for those who read it or a profile."""
+    plan, config = planned
+    text = (config.parent / "step.hlo").read_text()
+    assert text.startswith("HloModule jit_train_step")
+    for scope in ("embeddings", "attention", "mlp", "norm", "loss", "optimizer"):
+        assert re.search(rf'op_name="jit\(train_step\)[^"]*\b{scope}\b', text), scope
+    assert text.count(" all-gather(") == sum(
+        one["op"] == "all-gather" for one in plan["collectives"]
+    )
 
 
 def test_parts_of_the_memory(planned):
@@ -247,7 +260,8 @@ def test_a_shrunk_recipe_plans_on_fake_devices(tmp_path):
         (("--topology", "cpu:8", "--mine", "12"), "--mine"),
         (("--topology", "cpu:8", "--lengths", "12/0"), "--lengths"),
         (("--topology", "cpu:8", "--efficiency", "2"), "--efficiency"),
-        (("--topology", "cpu:8", "--json", "/no/such/folder/plan.json"), "no folder"),
+        (("--topology", "cpu:8", "--json", "/no/such/folder/plan.json"), "--json: no folder"),
+        (("--topology", "cpu:8", "--hlo", "/no/such/folder/step.hlo"), "--hlo: no folder"),
         (("--topology", "cpu:8", "--set", "train.global_batch=12"), "do not divide among 8"),
         (("--topology", "cpu:8", "--set", "mesh.data=16"), "16 devices, but 8 are at hand"),
         (("--topologi", "cpu:8"), "--help"),

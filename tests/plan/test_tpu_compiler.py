@@ -84,7 +84,7 @@ def test_a_recipe_for_v5e(tmp_path):
     assert not any(one["in_loop"] for one in plan["collectives"])
     assert {one["axis"] for one in plan["collectives"]} == {"data"}
     gathered = [one for one in plan["collectives"] if one["op"] == "all-gather"]
-    documents = [one["bytes"] for one in gathered if "jvp()" in one["purpose"]]
+    documents = [one["bytes"] for one in gathered if "jvp(loss)" in one["purpose"]]
     assert documents == [32768 * 384 * 4]
     assert plan["pairs_per_second"] * plan["projected_step_seconds"] == pytest.approx(32768)
 

@@ -41,7 +41,7 @@ def of_documents(found, mesh, shapes):
     return [
         (one.op, one.axes(mesh), one.bytes / size)
         for one in found
-        if "jvp()" in one.purpose and one.op != "all-reduce" and one.bytes > size / 4
+        if "jvp(loss)" in one.purpose and one.op != "all-reduce" and one.bytes > size / 4
     ]
 
 
