@@ -90,12 +90,23 @@ def beir_folder(source: SourceConfig) -> Path:
 
 def beir_texts(source: SourceConfig, folder: Path, what: str) -> Iterator[tuple[str, str]]:
     """(id, text) of each line of `what`.jsonl[.gz]; a document may be empty."""
+    for where, name, record in beir_records(source, folder, what):
+        text = titled(record)
+        if not isinstance(text, str):
+            raise DataError(f"{where}: needs _id and text")
+        yield name, text
+
+
+def beir_records(
+    source: SourceConfig, folder: Path, what: str
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(where it stands, id, all fields) of each line of `what`.jsonl[.gz]."""
     file = _one_of(source, folder, f"{what}.jsonl", f"{what}.jsonl.gz")
     for number, record in adapters.json_lines(source, file):
-        name, text = record.get("_id"), titled(dict(record))
-        if not isinstance(name, str) or not isinstance(text, str):
-            raise DataError(f"source {source.name!r}, {file}, line {number}: needs _id and text")
-        yield name, text
+        where, name = f"source {source.name!r}, {file}, line {number}", record.get("_id")
+        if not isinstance(name, str):
+            raise DataError(f"{where}: needs _id and text")
+        yield where, name, dict(record)
 
 
 def _place(source: SourceConfig) -> tuple[Path, dict[str, str]]:
