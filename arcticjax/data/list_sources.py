@@ -126,13 +126,17 @@ def _stored_records(pool: StoredSource, writer: ListWriter) -> Iterator[training
             )
 
 
+def columns(source: SourceConfig) -> dict[str, str]:
+    """The columns that a source of columns needs, and the fields that name them."""
+    found = {source.query: "query", source.document: "document"}
+    for name in ("negatives", "scores", "parents"):
+        found |= dict.fromkeys(getattr(source, name), name)
+    return found
+
+
 def _column_records(source: SourceConfig, writer: ListWriter) -> Iterator[training_sets.Record]:
     """Records of plain files and datasets libraries, by the columns of the config."""
-    columns = {source.query: "query", source.document: "document"}
-    columns |= {column: "negatives" for column in source.negatives}
-    columns |= {column: "scores" for column in source.scores}
-    columns |= {column: "parents" for column in source.parents}
-    for where, record in adapters.read_records(source, columns):
+    for where, record in adapters.read_records(source, columns(source)):
         (query,) = lists.checked_texts([record[source.query]], where)
         positives = _texts(record[source.document], where)
         negatives = [text for column in source.negatives for text in _texts(record[column], where)]
@@ -198,8 +202,8 @@ def _add_parents(writer: ListWriter, source: SourceConfig, numbers: dict[int, in
             f"source {source.name!r}: parents, but the stored source {source.path} holds none; "
             "give the files that it was made from as path, their ids are the same"
         )
-    columns = {source.document: "document", source.parents[0]: "parents"}
-    for where, record in adapters.read_records(source, columns):
+    needed = {source.document: "document", source.parents[0]: "parents"}
+    for where, record in adapters.read_records(source, needed):
         (text,) = lists.checked_texts([record[source.document]], where)
         (parent,) = _parents(record[source.parents[0]], where)
         number = numbers.get(text_id(text))

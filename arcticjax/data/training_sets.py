@@ -55,10 +55,14 @@ def knows(path: str) -> bool:
 def identity(source: SourceConfig) -> list[Any]:
     """What a source of this module depends on, as JSON: its path, and its files' name, size and
     time."""
-    folder, _ = _place(source)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    stats = [(str(path), path.stat()) for path in files]
+    stats = [(str(path), path.stat()) for path in files(source)]
     return [source.path, *([name, one.st_size, one.st_mtime_ns] for name, one in stats)]
+
+
+def files(source: SourceConfig) -> list[Path]:
+    """All files of a source of this module; DataError where its folder is not there."""
+    folder, _ = _place(source)
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def read(source: SourceConfig, tokenizer: TextTokenizer, writer: ListWriter) -> Iterator[Record]:
