@@ -130,7 +130,7 @@ def _hard_negatives(config: Any) -> Iterator[Problem]:
     negatives = data.negatives
     if negatives is None:
         for index, source in enumerate(data.sources):
-            for name in ("candidates", "negatives", "scores"):
+            for name in ("candidates", "negatives", "scores", "parents"):
                 if getattr(source, name):
                     yield (
                         ("data", "sources", index, name),
@@ -190,6 +190,16 @@ def _one_origin_of_negatives(config: Any) -> Iterator[Problem]:
                 "scores belong to columns of negatives; add negatives, or remove it (mined "
                 "candidates bring their own)",
             )
+
+
+def _parents(config: Any) -> Iterator[Problem]:
+    for index, source in enumerate(config.data.sources):
+        path: Path = ("data", "sources", index, "parents")
+        if source.parents and config.data.negatives is not None:
+            if not (source.candidates or source.negatives):
+                yield path, "has no effect without candidates or negatives; remove it"
+            elif source.candidates and len(source.parents) > 1:
+                yield path, "candidates are documents of the source; name the document's column"
 
 
 def _thresholds(config: Any) -> Iterator[Problem]:
@@ -448,6 +458,7 @@ _RULES: tuple[Callable[[Any], Iterator[Problem]], ...] = (
     _weights,
     _row_length,
     _hard_negatives,
+    _parents,
     _one_origin_of_negatives,
     _thresholds,
     _curriculum,

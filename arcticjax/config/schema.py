@@ -141,6 +141,14 @@ class SourceConfig(Section):
         description="Folder of candidates that were mined for this source under its name; hard "
         "negatives are cut from them by data.negatives.*. null: none.",
     )
+    parents: list[Text] = Field(
+        default=[],
+        description="Columns that say of which larger document each document is a piece (a page's "
+        "title or id), a text or number or a list of them each: together one for every document "
+        "and then every negative of the record; with candidates the one column of the document, "
+        "of a BEIR folder the key in corpus.jsonl. No piece of a positive's own document is its "
+        "query's hard negative. []: documents stand alone.",
+    )
     weight: PositiveNumber | None = Field(
         default=None,
         description="Share of the batches, relative to the other sources' weights; all sources "

@@ -4,6 +4,8 @@ pairs + candidates   data.sources.N.candidates: a folder of `arcticjax.data.cand
 columns              query, positives, negatives and scores in one record:
                      sentence-transformers triplets and n-tuples, BGE and Tevatron JSONL
 beir:, msmarco:, arctictraining:   see `arcticjax.data.training_sets`
+
+Documents may be pieces of larger ones, their parents, by a column that names these.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from arcticjax.config.schema import SourceConfig
 from arcticjax.data import adapters, lists, training_sets
 from arcticjax.data.candidates import CandidateFolder, Group, open_candidates
 from arcticjax.data.lists import ListWriter, StoredLists
-from arcticjax.data.stored import StoredSource, has_own_manifest
+from arcticjax.data.stored import StoredSource, has_own_manifest, text_id
 from arcticjax.data.stored import open_source as open_stored
 from arcticjax.errors import DataError
 from arcticjax.models.tokenizer import TextTokenizer
@@ -67,6 +69,8 @@ def open_source(
         origin["others"] = [_identity(other) for other in shared]
     else:
         shared = []
+    if source.parents:
+        origin["parents"] = [one.parents for one in (source, *shared)]
     key = hashlib.sha256(
         json.dumps([lists.FORMAT_VERSION, origin, tokenizer.sha256]).encode()
     ).hexdigest()
@@ -80,7 +84,9 @@ def open_source(
                 _from_own_ids(writer, source, folder, group)
             else:
                 pools = [pairs(one) for one in (source, *shared)]
-                _from_text_ids(writer, source, folder, group, pools)
+                numbers = _from_text_ids(writer, source, folder, group, pools)
+                for one in (source, *shared):
+                    _add_parents(writer, one, numbers)
             return
         if training_sets.knows(source.path):
             records = training_sets.read(source, tokenizer, writer)
@@ -120,12 +126,17 @@ def _stored_records(pool: StoredSource, writer: ListWriter) -> Iterator[training
             )
 
 
+def columns(source: SourceConfig) -> dict[str, str]:
+    """The columns that a source of columns needs, and the fields that name them."""
+    found = {source.query: "query", source.document: "document"}
+    for name in ("negatives", "scores", "parents"):
+        found |= dict.fromkeys(getattr(source, name), name)
+    return found
+
+
 def _column_records(source: SourceConfig, writer: ListWriter) -> Iterator[training_sets.Record]:
     """Records of plain files and datasets libraries, by the columns of the config."""
-    columns = {source.query: "query", source.document: "document"}
-    columns |= {column: "negatives" for column in source.negatives}
-    columns |= {column: "scores" for column in source.scores}
-    for where, record in adapters.read_records(source, columns):
+    for where, record in adapters.read_records(source, columns(source)):
         (query,) = lists.checked_texts([record[source.query]], where)
         positives = _texts(record[source.document], where)
         negatives = [text for column in source.negatives for text in _texts(record[column], where)]
@@ -140,11 +151,19 @@ def _column_records(source: SourceConfig, writer: ListWriter) -> Iterator[traini
             scores = given
         if not positives:
             raise DataError(f"{where}: column {source.document!r} holds no document")
-        yield training_sets.Record(
-            writer.query(query),
-            list(zip(map(writer.document, positives), scores, strict=False)),
-            list(zip(map(writer.document, negatives), scores[len(positives) :], strict=True)),
-        )
+        documents = [writer.document(text) for text in (*positives, *negatives)]
+        if source.parents:
+            parents = [one for column in source.parents for one in _parents(record[column], where)]
+            if len(parents) != len(documents):
+                raise DataError(
+                    f"{where}: {len(parents)} parents for {len(positives)} documents and "
+                    f"{len(negatives)} negatives; there must be one for each, documents first"
+                )
+            for document, parent in zip(documents, parents, strict=True):
+                writer.parent(document, parent)
+        scored = list(zip(documents, scores, strict=True))
+        cut = len(positives)
+        yield training_sets.Record(writer.query(query), scored[:cut], scored[cut:])
 
 
 def _texts(value: Any, where: str) -> list[str]:
@@ -163,6 +182,33 @@ def _numbers(value: Any, where: str) -> list[float]:
         if isinstance(one, bool) or not isinstance(one, int | float) or not math.isfinite(one):
             raise DataError(f"{where}: the score {one!r} is not a number")
     return [float(one) for one in values]
+
+
+def _parents(value: Any, where: str) -> list[str | None]:
+    """Names of parents, None where a document stands alone."""
+    values = value if isinstance(value, list | tuple) else [value]
+    for one in values:
+        if one is not None and (isinstance(one, bool) or not isinstance(one, int | str)):
+            raise DataError(f"{where}: the parent {one!r} is no text or whole number")
+    return [None if one is None or one == "" else str(one) for one in values]
+
+
+def _add_parents(writer: ListWriter, source: SourceConfig, numbers: dict[int, int]) -> None:
+    """Notes the parents of the documents of pairs that are in the lists; numbers: by text id."""
+    if not source.parents:
+        return
+    if _is_stored(source):
+        raise DataError(
+            f"source {source.name!r}: parents, but the stored source {source.path} holds none; "
+            "give the files that it was made from as path, their ids are the same"
+        )
+    needed = {source.document: "document", source.parents[0]: "parents"}
+    for where, record in adapters.read_records(source, needed):
+        (text,) = lists.checked_texts([record[source.document]], where)
+        (parent,) = _parents(record[source.parents[0]], where)
+        number = numbers.get(text_id(text))
+        if number is not None:
+            writer.parent(number, parent)
 
 
 def _write_entries(writer: ListWriter, records: Iterable[training_sets.Record]) -> None:
@@ -197,8 +243,9 @@ def _from_text_ids(
     folder: CandidateFolder,
     group: Group,
     pools: Sequence[StoredSource],
-) -> None:
-    """Lists that name documents by the ids of their texts, which stored pairs hold."""
+) -> dict[int, int]:
+    """Lists that name documents by the ids of their texts, which stored pairs hold; the documents'
+    numbers by id."""
     own = np.unique(pools[0].query_ids)
     parts = []
     for part in folder.batches(group):
@@ -244,6 +291,7 @@ def _from_text_ids(
         for query, identity, body in zip(queries.tolist(), identities, tokens, strict=True):
             writer.tokens("query", identity, body.copy())
             _write_list(writer, part, query, positives, candidates)
+    return dict(zip(needed.tolist(), numbers.tolist(), strict=True))
 
 
 def _from_own_ids(
@@ -260,6 +308,18 @@ def _from_own_ids(
         if name in needed:
             # A document without text says nothing, as a positive or as a negative.
             numbers[name] = writer.document(text) if text else -1
+    if source.parents:
+        key, known = source.parents[0], False
+        for where, name, record in training_sets.beir_records(source, root, "corpus"):
+            known |= key in record
+            (parent,) = _parents(record.get(key), where)
+            if numbers.get(name, -1) >= 0:
+                writer.parent(numbers[name], parent)
+        if not known:
+            raise DataError(
+                f"source {source.name!r}: no document in {root} has the key {key!r} that parents "
+                "names"
+            )
     queries = dict(training_sets.beir_texts(source, root, "queries"))
     for part in parts:
         missing = [one for one in part.candidate_ids if one not in numbers]

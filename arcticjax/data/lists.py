@@ -3,7 +3,9 @@
 A folder of memory-mapped `.npy` files and `manifest.json`. Queries and documents are kept once
 each, told apart by the id of their text, so that documents of equal text are one document. For
 query q, `positives[positive_starts[q] : positive_starts[q + 1]]` are numbers of documents, with the
-teacher's scores beside them (NaN = unknown); candidates likewise, best first. Nothing is cut: which
+teacher's scores beside them (NaN = unknown); candidates likewise, best first. Where it is known of
+which larger documents the documents are pieces, `document_parents` holds a 64-bit id of these for
+each, 0 = none. Nothing is cut: which
 candidates become negatives is decided when batches are drawn (`arcticjax.data.negatives`). The
 folder appears complete or not at all, and never changes.
 
@@ -24,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from arcticjax.data import record_files, record_format
-from arcticjax.data.negatives import Candidates
+from arcticjax.data.negatives import Candidates, among
 from arcticjax.data.record_files import SidecarWriter
 from arcticjax.data.signatures import HASHES, signature
 from arcticjax.data.stored import text_id, text_problem
@@ -59,6 +61,7 @@ class StoredLists:
         self.document_ids = self._arrays["document_ids"]
         self.query_lengths = np.diff(self._arrays["query_starts"])
         self.document_lengths = np.diff(self._arrays["document_starts"])
+        self.parents_D: np.ndarray | None = self._arrays.get("document_parents")
         self.signatures_DH = self._arrays["document_signatures"].reshape(-1, HASHES)
 
     def __len__(self) -> int:
@@ -77,7 +80,15 @@ class StoredLists:
         """The lists of some queries side by side."""
         ids_QK, scores_QK = self._side_by_side("candidate", queries)
         positives_QP, positive_scores_QP = self._side_by_side("positive", queries)
-        return Candidates(ids_QK, scores_QK, positives_QP, positive_scores_QP)
+        siblings_QK = None
+        if self.parents_D is not None:
+            parents_QK, parents_QP = (
+                np.where(some >= 0, self.parents_D[some], 0) for some in (ids_QK, positives_QP)
+            )
+            siblings_QK = (parents_QK != 0) & among(parents_QK, parents_QP)
+        return Candidates(
+            ids_QK, scores_QK, positives_QP, positive_scores_QP, sibling_QK=siblings_QK
+        )
 
     def _texts(self, side: str, numbers: np.ndarray) -> list[np.ndarray]:
         tokens, starts = self._arrays[f"{side}_tokens"], self._arrays[f"{side}_starts"]
@@ -116,6 +127,7 @@ class ListWriter:
             for what in ("positive", "candidate")
             for ending, dtype in (("s", _NUMBERS), ("_scores", _SCORES), ("_starts", _STARTS))
         }
+        self._parents: dict[int, int] = {}
         self._ends = {"positive": 0, "candidate": 0}
         self._lists = 0
         self._scored = True
@@ -147,6 +159,11 @@ class ListWriter:
         """The number of a query or document (`side`) whose tokens are known."""
         return self._sides[side].add(identity, tokens)
 
+    def parent(self, document: int, parent: str | None) -> None:
+        """Notes of which larger document, if any, a document is a piece; of several the first."""
+        if parent is not None:
+            self._parents.setdefault(document, text_id(parent))
+
     def lists(
         self,
         positives: Sequence[int] | np.ndarray,
@@ -172,6 +189,11 @@ class ListWriter:
         """Closes all files, which are whole now; what the manifest says of them."""
         for side in self._sides.values():
             side.flush()
+        if self._parents:
+            numbers = range(len(self._sides["document"]))
+            parents = SidecarWriter(self._folder / "document_parents.npy", _IDS)
+            self._files["document_parents"] = parents
+            parents.add([self._parents.get(number, 0) for number in numbers])
         self.__exit__()
         queries, documents = (len(self._sides[side]) for side in ("query", "document"))
         if not queries:

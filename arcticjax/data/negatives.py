@@ -4,7 +4,7 @@ Mining stores a deep list of candidates with the teacher's scores once; everythi
 it when data is loaded, so that another threshold needs no other mining. Candidates pass in order
 
     1. a positive of the query is never its negative, nor is a text that equals one, nor a text
-       further up the list again;
+       further up the list again, nor another piece of the document that a positive is from;
     2. the rank window: ranks count from 1, best first, over what 1. has left;
     3. the upper and the lower threshold.
 
@@ -81,7 +81,8 @@ class Candidates:
     ids_QK, positives_QP: integers that tell documents apart, -1 = none, at the end of a row.
     scores_QK, positive_scores_QP: float32, the teacher's; NaN = unknown. Candidates descend.
     duplicate_QK: candidates that are texts of a positive or of an earlier candidate in another
-    guise; None = none is known.
+    guise; sibling_QK: candidates that are pieces of the document that a positive is a piece of;
+    None = none is known.
     """
 
     ids_QK: np.ndarray
@@ -89,6 +90,7 @@ class Candidates:
     positives_QP: np.ndarray
     positive_scores_QP: np.ndarray
     duplicate_QK: np.ndarray | None = None
+    sibling_QK: np.ndarray | None = None
 
     @classmethod
     def from_lists(
@@ -116,9 +118,9 @@ class Candidates:
 class Yield:
     """What a cut leaves, as counts that add up over parts of a data set.
 
-    queries = no_positive + too_few + kept. candidates = positives + duplicates + out_of_window +
-    above + below + eligible, over the queries that have a positive; a candidate counts for the
-    first rule that it fails.
+    queries = no_positive + too_few + kept. candidates = positives + duplicates + siblings +
+    out_of_window + above + below + eligible, over the queries that have a positive; a candidate
+    counts for the first rule that it fails.
     """
 
     queries: int = 0
@@ -128,6 +130,7 @@ class Yield:
     candidates: int = 0
     positives: int = 0
     duplicates: int = 0
+    siblings: int = 0
     out_of_window: int = 0
     above: int = 0
     below: int = 0
@@ -143,8 +146,9 @@ class Yield:
             f"{self.kept:,} of {self.queries:,} queries kept ({self.no_positive:,} without a "
             f"positive, {self.too_few:,} with too few negatives); {self.eligible:,} of "
             f"{self.candidates:,} candidates eligible, {each:.1f} a query ({self.positives:,} are "
-            f"positives, {self.duplicates:,} duplicates, {self.out_of_window:,} outside the rank "
-            f"window, {self.above:,} above the upper threshold, {self.below:,} below the lower)"
+            f"positives, {self.duplicates:,} duplicates, {self.siblings:,} of a positive's own "
+            f"document, {self.out_of_window:,} outside the rank window, {self.above:,} above the "
+            f"upper threshold, {self.below:,} below the lower)"
         )
 
 
@@ -190,11 +194,12 @@ def apply(cut: Cut, candidates: Candidates, *, minimum: int, most_positives: int
         rest_QK = rest_QK & ~failing_QK
         return before - int(rest_QK.sum())
 
-    positives = leave_out(_among(candidates.ids_QK, candidates.positives_QP))
+    positives = leave_out(among(candidates.ids_QK, candidates.positives_QP))
     repeated_QK = _repeated(candidates.ids_QK)
     if candidates.duplicate_QK is not None:
         repeated_QK |= candidates.duplicate_QK
     duplicates = leave_out(repeated_QK)
+    siblings = 0 if candidates.sibling_QK is None else leave_out(candidates.sibling_QK)
     ranks_QK = np.cumsum(rest_QK, axis=1)
     last = np.inf if cut.last_rank is None else cut.last_rank
     out_of_window = leave_out((ranks_QK < cut.first_rank) | (ranks_QK > last))
@@ -211,6 +216,7 @@ def apply(cut: Cut, candidates: Candidates, *, minimum: int, most_positives: int
         candidates=total,
         positives=positives,
         duplicates=duplicates,
+        siblings=siblings,
         out_of_window=out_of_window,
         above=above,
         below=below,
@@ -269,6 +275,14 @@ def padded(rows: Sequence[Sequence[float]], fill: float, dtype: type) -> np.ndar
     return wide
 
 
+def among(ids_QK: np.ndarray, others_QP: np.ndarray) -> np.ndarray:
+    """Which entries are among the others of their row."""
+    found_QK = np.zeros(ids_QK.shape, bool)
+    for others_Q in others_QP.T:
+        found_QK |= ids_QK == others_Q[:, None]
+    return found_QK
+
+
 def _fails(
     threshold: Threshold | None,
     passes: Callable[..., np.ndarray],
@@ -299,13 +313,6 @@ def _positives_in_use(cut: Cut, candidates: Candidates, most: int) -> np.ndarray
     order_QP = np.where(np.take_along_axis(usable_QP, order_QP, axis=1), order_QP, -1)
     missing = most - order_QP.shape[1]
     return np.pad(order_QP, ((0, 0), (0, max(0, missing))), constant_values=-1)
-
-
-def _among(ids_QK: np.ndarray, others_QP: np.ndarray) -> np.ndarray:
-    found_QK = np.zeros(ids_QK.shape, bool)
-    for others_Q in others_QP.T:
-        found_QK |= ids_QK == others_Q[:, None]
-    return found_QK
 
 
 def _repeated(ids_QK: np.ndarray) -> np.ndarray:

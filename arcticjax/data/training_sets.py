@@ -55,10 +55,14 @@ def knows(path: str) -> bool:
 def identity(source: SourceConfig) -> list[Any]:
     """What a source of this module depends on, as JSON: its path, and its files' name, size and
     time."""
-    folder, _ = _place(source)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    stats = [(str(path), path.stat()) for path in files]
+    stats = [(str(path), path.stat()) for path in files(source)]
     return [source.path, *([name, one.st_size, one.st_mtime_ns] for name, one in stats)]
+
+
+def files(source: SourceConfig) -> list[Path]:
+    """All files of a source of this module; DataError where its folder is not there."""
+    folder, _ = _place(source)
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def read(source: SourceConfig, tokenizer: TextTokenizer, writer: ListWriter) -> Iterator[Record]:
@@ -90,12 +94,23 @@ def beir_folder(source: SourceConfig) -> Path:
 
 def beir_texts(source: SourceConfig, folder: Path, what: str) -> Iterator[tuple[str, str]]:
     """(id, text) of each line of `what`.jsonl[.gz]; a document may be empty."""
+    for where, name, record in beir_records(source, folder, what):
+        text = titled(record)
+        if not isinstance(text, str):
+            raise DataError(f"{where}: needs _id and text")
+        yield name, text
+
+
+def beir_records(
+    source: SourceConfig, folder: Path, what: str
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(where it stands, id, all fields) of each line of `what`.jsonl[.gz]."""
     file = _one_of(source, folder, f"{what}.jsonl", f"{what}.jsonl.gz")
     for number, record in adapters.json_lines(source, file):
-        name, text = record.get("_id"), titled(dict(record))
-        if not isinstance(name, str) or not isinstance(text, str):
-            raise DataError(f"source {source.name!r}, {file}, line {number}: needs _id and text")
-        yield name, text
+        where, name = f"source {source.name!r}, {file}, line {number}", record.get("_id")
+        if not isinstance(name, str):
+            raise DataError(f"{where}: needs _id and text")
+        yield where, name, dict(record)
 
 
 def _place(source: SourceConfig) -> tuple[Path, dict[str, str]]:

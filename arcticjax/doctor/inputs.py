@@ -8,7 +8,8 @@ from pathlib import Path
 from etils import epath
 
 from arcticjax.config import RunConfig
-from arcticjax.data import adapters, stored
+from arcticjax.data import adapters, list_sources, stored, training_sets
+from arcticjax.data.candidates import open_candidates
 from arcticjax.doctor.findings import Finding
 from arcticjax.errors import ConfigError, DataError
 from arcticjax.models.pretrained import contract_options, describe_folder, open_tokenizer
@@ -80,10 +81,13 @@ def model(config: RunConfig) -> Model:
 
 def data(config: RunConfig, tokenizer: TextTokenizer) -> Finding | str:
     """Opens every source: stored ones must be made with this tokenizer, of plain ones the first
-    pair is read and tokenised."""
+    pair is read and tokenised. Of hard negatives the first record's columns must be there, mined
+    candidates finished, and published folders in place."""
     seen, unread = [], []
     for source in config.data.sources:
         path = Path(source.path).expanduser()
+        if source.candidates is not None:
+            open_candidates(source.candidates).group_of(source.name)
         if source.path.startswith((adapters.HUB, adapters.TFDS)):
             unread.append(source.name)
         elif stored.has_own_manifest(path):
@@ -94,6 +98,11 @@ def data(config: RunConfig, tokenizer: TextTokenizer) -> Finding | str:
                     "model's; prepare it again or choose the model it was made for"
                 )
             seen.append(f"{source.name} {len(found):,} pairs")
+        elif training_sets.knows(source.path):
+            seen.append(f"{source.name} {len(training_sets.files(source))} file(s)")
+        elif source.negatives:
+            next(adapters.read_records(source, list_sources.columns(source)))
+            seen.append(f"{source.name} {len(adapters.source_files(source))} file(s)")
         else:
             files = adapters.source_files(source)
             tokenizer.encode(list(next(adapters.read_pairs(source))))

@@ -56,6 +56,19 @@ BROKEN = {
         "loss.guide",
         "data.negatives.thresholds",
     ),
+    "parents of nothing": (
+        ["data.negatives={count: 0}", "data.sources.0.parents=[page]"],
+        "data.sources.0.parents",
+        "no effect",
+    ),
+    "parents of candidates": (
+        [
+            "data.negatives={count: 1}",
+            "data.sources=[{name: a, path: a.parquet, candidates: mined, parents: [page, pages]}]",
+        ],
+        "data.sources.0.parents",
+        "name the document's column",
+    ),
     "wsd": (["optimizer.schedule=wsd"], "optimizer.decay_steps", "required by schedule wsd"),
     "not wsd": (["optimizer.decay_steps=5"], "optimizer.decay_steps", "only schedule wsd"),
     "constant ends": (

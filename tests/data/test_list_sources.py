@@ -143,6 +143,28 @@ def test_records_of_one_query_become_one_list(tmp_path, opened, tokenizer):
     assert view.select(np.array([0]), 0, 0.0).documents_BC.tolist() == [[0, 2, 3]]
 
 
+def test_pieces_of_one_document_in_columns(tmp_path, opened):
+    """The second negative is of the positive's page, the third is of none."""
+    row = {"query": QUERIES[0], "pos": DOCUMENTS[0], "page": 7, "neg": DOCUMENTS[1:4]}
+    fields = {"document": "pos", "negatives": ["neg"], "parents": ["page", "neg_pages"]}
+
+    def read(pages):
+        file = candidate_files.jsonl(tmp_path / "a.jsonl", [{**row, "neg_pages": pages}])
+        return opened(path=str(file), **fields)
+
+    view = ListView("one", [read(["8", "7", None])], policy(count=2))
+    assert view.yields[0].siblings == 1
+    assert view.select(np.array([0]), 0, 0.0).documents_BC.tolist() == [[0, 1, 3]]
+    # Without a parent a document is of no other's.
+    alone = ListView("one", [read([None, "", None])], policy(count=3))
+    assert alone.yields[0].siblings == 0
+
+    with pytest.raises(DataError, match=r"line 1: 3 parents for 1 documents and 3 negatives"):
+        read(["8", "7"])
+    with pytest.raises(DataError, match=r"line 1: the parent 0\.5 is no text"):
+        read(["8", 0.5, "7"])
+
+
 def beir(folder):
     corpus = [
         {"_id": f"d{n}", "title": text.split()[0], "text": text.split()[1]}
@@ -255,6 +277,44 @@ def test_mined_candidates_of_pairs(tmp_path, opened, tokenizer):
     assert again.directory != found.directory and again.fingerprint == found.fingerprint
     alone = opened(path=str(stored_one.directory))
     assert len(alone) == 30 and not alone.scored
+
+
+def test_pieces_of_one_document_among_mined_candidates(tmp_path, opened, tokenizer):
+    """Of two sources with pages of their own; some pages have pieces in both."""
+    pairs = {name: tiny.pairs(seed, 30) for name, seed in (("one", 0), ("two", 1))}
+    pages, sources = {}, {}
+    for name, some in pairs.items():
+        queries, documents = zip(*some, strict=True)
+        titles = [f"page {n % 6}" for n in range(30)]
+        pages |= {text_id(one): title for one, title in zip(documents, titles, strict=True)}
+        table = pa.table({"query": queries, "document": documents, "title": titles})
+        parquet.write_table(table, tmp_path / f"{name}.parquet")
+        path = str(tmp_path / f"{name}.parquet")
+        sources[name] = SourceConfig(name=name, path=path, parents=["title"])
+    folder = str(candidate_files.mined(tmp_path / "mined", pairs))
+    fields = {"path": sources["one"].path, "candidates": folder}
+
+    def siblings(view):
+        """Negatives that are of the page of their query's positive."""
+        documents_BC = view.select(np.arange(len(view)), 0, 0.0).documents_BC
+        found = [[pages[one] for one in row] for row in view.document_ids(documents_BC).tolist()]
+        return sum(row[1:].count(row[0]) for row in found)
+
+    def view(**more):
+        found = opened(others=[sources["two"]], **fields, **more)
+        return ListView("one", [found], policy(count=8))
+
+    plain = view()
+    assert siblings(plain) > 0 and plain.yields[0].siblings == 0
+    without = view(parents=["title"])
+    assert siblings(without) == 0 < without.yields[0].siblings
+    with pytest.raises(DataError, match=r"no column 'titel' for the parents.*'title'"):
+        view(parents=["titel"])
+
+    stored_one = catalog.open_cached(sources["one"], tmp_path / "cache", tokenizer)
+    fields["path"] = str(stored_one.directory)
+    with pytest.raises(DataError, match=r"the stored source .* holds none"):
+        view(parents=["title"])
 
 
 def test_mined_candidates_of_other_data(tmp_path, opened):

@@ -1,5 +1,6 @@
 """Cutting candidates: against a reference in plain Python, and rule by rule."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -92,7 +93,7 @@ def test_a_cut_equals_the_reference(cut, shift):
     assert counts.queries == 50 == counts.no_positive + counts.too_few + counts.kept
     assert counts.eligible == found.mask_QK.sum()
     assert counts.candidates == (
-        counts.positives + counts.duplicates + counts.out_of_window
+        counts.positives + counts.duplicates + counts.siblings + counts.out_of_window
         + counts.above + counts.below + counts.eligible
     )  # fmt: skip
 
@@ -131,6 +132,15 @@ def test_duplicates_do_not_count_and_take_no_rank():
     )  # fmt: skip
     places, found = eligible(Cut(last_rank=1), marked)
     assert places == [2] and found.found.duplicates == 2
+
+
+def test_pieces_of_a_positives_document_do_not_count_and_take_no_rank():
+    rows = one("abcd", [0.9, 0.8, 0.7, 0.6], "xa", [0.95, 0.9])
+    siblings = np.array([[True, True, False, False]])
+    rows = dataclasses.replace(rows, sibling_QK=siblings)
+    places, found = eligible(Cut(last_rank=1), rows)
+    assert places == [2]
+    assert (found.found.positives, found.found.siblings, found.found.out_of_window) == (1, 1, 1)
 
 
 def test_unknown_scores_pass_no_threshold_but_a_window():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 import re
 import subprocess
@@ -25,6 +26,19 @@ ROOT = str(Path(__file__).resolve().parents[2])
 # Reading an export back imports torch, which takes longer than all the rest; plots take matplotlib.
 BARE = {"export.enabled": False, "report.plots": False}
 UNSCORED = {"evaluation.tasks": [], **BARE}
+
+
+class Heard(logging.Handler):
+    """What jax says that it compiles: name, types of the arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.programs = []
+
+    def emit(self, record):
+        if record.msg.startswith("Compiling"):
+            name, types = record.args[:2]
+            self.programs.append((name.removeprefix("jit(").removesuffix(")"), types))
 
 
 def train(file, *sets: str) -> None:

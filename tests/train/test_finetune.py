@@ -1,7 +1,9 @@
 """Fine-tuning as typed: the same on any devices and after a stop, and what it says."""
 
 import json
+import logging
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from arcticjax import errors
 from arcticjax.train import loop
 from launch.local import environments
 from tests.train import finetuning
-from tests.train.running import UNSCORED, finish, lines, losses, same, start, train, weights
+from tests.train.running import UNSCORED, Heard, finish, lines, losses, same, start, train, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -27,11 +29,31 @@ SHARED = {"loss.in_batch_negatives": True, **UNSCORED}
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory):
-    """Six steps on one device, each query against its own negatives."""
-    folder = tmp_path_factory.mktemp("own")
-    train(finetuning.config(folder, **OWN))
-    return folder
+def watched(tmp_path_factory):
+    """The folder of six steps on one device, each query against its own negatives; what was
+    compiled for it, and what of that between its first step and its last."""
+    folder, heard, inside = tmp_path_factory.mktemp("own"), Heard(), []
+    whole_loop, logger = loop.Loop.run, logging.getLogger("jax")
+
+    def run(self, *arguments):
+        before = len(heard.programs)
+        try:
+            return whole_loop(self, *arguments)
+        finally:
+            inside.extend(heard.programs[before:])
+
+    jax.clear_caches()  # else what another test compiled would not be heard
+    with pytest.MonkeyPatch.context() as patch, jax.log_compiles():
+        patch.setattr(loop.Loop, "run", run)
+        logger.addHandler(heard)
+        train(finetuning.config(folder, **OWN))
+        logger.removeHandler(heard)
+    return folder, heard.programs, inside
+
+
+@pytest.fixture(scope="module")
+def own(watched):
+    return watched[0]
 
 
 def test_it_learns_and_announces_its_documents(own):
@@ -39,6 +61,19 @@ def test_it_learns_and_announces_its_documents(own):
     step = result["compiled_shapes"][0]
     assert (step["positives"], step["negatives"]) == (2, 2)
     assert losses(own)[-1][2] < losses(own)[0][2]
+
+
+def test_one_announced_program_serves_the_curriculum(watched):
+    """Whatever else is compiled makes or converts one array, and that before the first step."""
+    folder, programs, inside = watched
+    (said,) = json.loads((folder / "run" / "result.json").read_text())["compiled_shapes"]
+    log = (folder / "run" / "train.log").read_text()
+    assert log.count(" cut      ") == 6  # three stages of each source
+    (types,) = [types for name, types in programs if name == "train_step"]
+    tokens = tuple(said[name] for name in ("devices", "microbatches", "rows", "row_length"))
+    assert said["program"] == "train_step" and tokens in [one.shape for one in types]
+    assert all(len(types) <= 1 for name, types in programs if name != "train_step")
+    assert inside == []
 
 
 def test_eight_devices_give_the_run_of_one(own, tmp_path):

@@ -21,22 +21,9 @@ from arcticjax.step import embedder, search
 from arcticjax.step.encode import make_encode
 from arcticjax.train.loop import Loop
 from tests import tiny
-from tests.train.running import lines, train
+from tests.train.running import Heard, lines, train
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
-
-
-class Heard(logging.Handler):
-    """What jax says that it compiles: name, types of the arguments."""
-
-    def __init__(self):
-        super().__init__()
-        self.programs = []
-
-    def emit(self, record):
-        if record.msg.startswith("Compiling"):
-            name, types = record.args[:2]
-            self.programs.append((name.removeprefix("jit(").removesuffix(")"), types))
 
 
 @dataclasses.dataclass
