@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from arcticjax.evaluate import plots
 from arcticjax.evaluate.progress import seconds
 from arcticjax.evaluate.records import Record, write_bytes, write_json
 from arcticjax.evaluate.summary import Comparison, Row, Summary, compare, sizes, summarize
+from arcticjax.export.scores import REPORT_FILE, RESULTS_FILE
 from arcticjax.scoring.compression import FULL, Compression
 
 SCORES_PLOT, SIZES_PLOT = "scores.png", "sizes.png"
@@ -23,13 +24,16 @@ DASH = "-"
 @dataclass(frozen=True)
 class About:
     """What was evaluated, for the head of the report. model: as the user named it. facts: further
-    lines, as (what, value)."""
+    lines, as (what, value). encoder: what `export.scores` knows the model by. datasets: task ->
+    where MTEB has its data."""
 
     model: str
     revision: str
     width: int
     compressions: list[Compression]
     facts: list[tuple[str, str]]
+    encoder: Mapping[str, Any]
+    datasets: Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,8 @@ def write(output: Path, about: About, records: Sequence[Record]) -> Summary:
         write_bytes(output / name, picture)
     write_bytes(output / "report.md", _markdown(about, tables, pictures).encode())
     write_bytes(output / "report.html", _html(about, tables, pictures).encode())
-    write_json(output / "report.json", _details(about, summary, comparison))
-    write_json(output / "results.json", results(about, summary, records))
+    write_json(output / REPORT_FILE, _details(about, summary, comparison))
+    write_json(output / RESULTS_FILE, results(about, summary, records))
     return summary
 
 
@@ -252,6 +256,15 @@ def _details(about: About, summary: Summary, comparison: Comparison | None) -> d
         "model": about.model,
         "revision": about.revision,
         "facts": dict(about.facts),
+        "encoder": dict(about.encoder),
+        "tasks": {
+            row.name: {
+                "metrics": row.metrics,
+                "compressed": row.compressed,
+                "dataset": about.datasets.get(row.name),
+            }
+            for row in summary.tasks
+        },
         "scores": {row.name: _plain(row) for row in summary.rows},
         "means": {row.name: _plain(row) for row in summary.means.values()},
         "bytes_per_vector": {

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from arcticjax.config.contract import TextContract
 from arcticjax.errors import ConfigError
 from arcticjax.evaluate import progress, records, report, tasks
+from arcticjax.export.scores import fingerprints
 from arcticjax.export.source import make_embedder, open_source
 from arcticjax.models.spec import ModelSpec, Pooling
 from arcticjax.parallel import distributed
@@ -55,7 +56,13 @@ def run(request: Request, mesh: Mesh) -> None:
     embedder = make_embedder(source, mesh, dtype=jnp.dtype(request.precision))
     revision = embedder.fingerprint()
     about = report.About(
-        source.origin, revision, embedder.dimension, compressions, _facts(source.contract, embedder)
+        source.origin,
+        revision,
+        embedder.dimension,
+        compressions,
+        _facts(source.contract, embedder),
+        {**fingerprints(source), "dimension": embedder.dimension, "precision": request.precision},
+        {one.name: one.dataset for one in wanted if one.dataset is not None},
     )
     identities = {
         one.name: records.Identity(one.name, revision, one.data, [str(c) for c in compressions])

@@ -33,10 +33,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """rows: scores in the order asked for. means: name of a benchmark, or 'mean', -> its row."""
+    """rows: scores in the order asked for. means: name of a benchmark, or 'mean', -> its row.
+    tasks: what was scored, before tasks were folded into rows."""
 
     rows: list[Row]
     means: dict[str, Row]
+    tasks: list[Row]
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,8 @@ class Comparison:
 def summarize(records: Sequence[Record]) -> Summary:
     """Folds tasks, draws intervals, and takes the means of complete benchmarks, or of all retrieval
     scores where there is none."""
-    drawn: dict[str, tuple[Row, np.ndarray | None]] = {}
-    for name, parts in benchmarks.folded({one.identity.task: one for one in records}).items():
-        drawn[name] = _mean(name, [_single(record) for record in parts])
+    singles = {one.identity.task: _single(one) for one in records}
+    drawn = {name: _mean(name, parts) for name, parts in benchmarks.folded(singles).items()}
     complete = benchmarks.complete(drawn)
     retrieval = [name for name, (row, _) in drawn.items() if row.ndcg is not None]
     if not complete and len(retrieval) > 1:
@@ -64,6 +65,7 @@ def summarize(records: Sequence[Record]) -> Summary:
             name: _mean(name, [drawn[score] for score in scores])[0]
             for name, scores in complete.items()
         },
+        [row for row, _ in singles.values()],
     )
 
 

@@ -36,6 +36,15 @@ class Wanted:
     folder: beir.Task | None = None
     named: Any = field(default=None, repr=False)
 
+    @property
+    def dataset(self) -> dict[str, str] | None:
+        """Where MTEB has the data; None for a local folder."""
+        if self.folder is not None:
+            return None
+        from arcticjax.scoring import mteb_tasks
+
+        return mteb_tasks.dataset(self.named)
+
     def size(self, length: int) -> tuple[int, float] | None:
         """Texts, and their characters up to `length` tokens; None if not known before loading."""
         most = length * CHARACTERS_PER_TOKEN

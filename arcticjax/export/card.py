@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,12 @@ CARD_FILE = "README.md"
 CURVES_FILE = "curves.png"
 SOURCES_LISTED = 40
 
-METRICS = {"ndcg_at_10": "nDCG@10", "mrr_at_10": "MRR@10", "recall_at_100": "recall@100"}
+METRICS = {
+    "ndcg_at_10": "nDCG@10",
+    "mrr_at_10": "MRR@10",
+    "recall_at_100": "recall@100",
+    "main_score": "main score",
+}
 
 # The hub's names of licences; any other is `other` there, with its own name beside it.
 # Source: https://huggingface.co/docs/hub/repositories-licenses
@@ -84,6 +89,45 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Dataset:
+    """MTEB's task and its data: `path` and `revision` on the hub, `split` and `config` where the
+    score is of one alone. main_score: the metric that ranks models on it."""
+
+    name: str
+    task_type: str
+    main_score: str
+    path: str
+    revision: str
+    split: str | None = None
+    config: str | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """What vectors score on a task, or on several folded into one: metrics by name, and nDCG@10 by
+    compression (`float32@256`: the first 256 numbers of a vector)."""
+
+    metrics: Mapping[str, float]
+    compressed: Mapping[str, float] = field(default_factory=dict)
+    dataset: Dataset | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `arcticjax.evaluate` found of these weights.
+
+    dimension: numbers of a vector whose score has no compression. length: tokens at which texts
+    were cut. tasks: single tasks by name. rows: those as reported, some folded, with means.
+    """
+
+    dimension: int
+    length: int
+    precision: str
+    tasks: Mapping[str, Score]
+    rows: Mapping[str, Score]
+
+
+@dataclass(frozen=True)
 class Facts:
     """What is known of how an encoder came to be; None and empty where nothing is.
 
@@ -96,6 +140,7 @@ class Facts:
     licence: str | None = None
     averaged: Sequence[str] = ()
     training: Training | None = None
+    evaluation: Evaluation | None = None
 
 
 def hub_id(name: str | None) -> str | None:
@@ -128,7 +173,7 @@ def card(
 ) -> str:
     """The text of README.md. dimension: numbers of a vector as the folder gives it."""
     parts = [
-        f"---\n{metadata(facts).to_yaml()}\n---",
+        f"---\n{metadata(facts, dimension, spec.hidden_size).to_yaml()}\n---",
         f"# {facts.name or 'Text embedding model'}",
         _introduction(spec, dimension, facts),
         _usage(spec, contract, dimension),
@@ -140,27 +185,19 @@ def card(
         parts.append(f"## Weights\n\nThe weights are an average ({how}) of\n\n{listed}")
     if training is not None:
         parts += _training(training)
-    results = _results(facts)
-    if results:
-        parts.append(results)
+    parts += _results(facts, dimension, spec.hidden_size, certificate)
     if certificate is not None:
         parts.append(_certificate(certificate))
     return "\n\n".join(parts) + "\n"
 
 
-def metadata(facts: Facts) -> ModelCardData:
-    """The metadata block of the card, as the hub reads it."""
+def metadata(facts: Facts, dimension: int, width: int) -> ModelCardData:
+    """The metadata block of the card, as the hub reads it, with scores of the vectors that the
+    folder gives: `dimension` numbers of the encoder's `width`."""
     sources = facts.training.sources if facts.training else ()
-    scores = (facts.training.after if facts.training else None) or {}
     results = [
-        EvalResult(
-            task_type="Retrieval",
-            dataset_type=task,
-            dataset_name=f"MTEB {task.removeprefix('mteb:')}" if task.startswith("mteb:") else task,
-            metric_type=metric,
-            metric_value=round(100 * value, 3),
-        )
-        for task, metrics in scores.items()
+        _result(task, metric, value, dataset)
+        for task, (metrics, dataset) in _scores(facts, dimension, width).items()
         for metric, value in metrics.items()
         if value is not None
     ]
@@ -179,6 +216,40 @@ def metadata(facts: Facts) -> ModelCardData:
     if results:
         fields |= {"model_name": facts.name or "model", "eval_results": results}
     return ModelCardData(**fields)
+
+
+def _scores(
+    facts: Facts, dimension: int, width: int
+) -> dict[str, tuple[Mapping[str, float | None], Dataset | None]]:
+    """Task -> scores of vectors of `dimension` numbers; those of a run are of whole ones."""
+    found: dict[str, tuple[Mapping[str, float | None], Dataset | None]] = {}
+    if facts.training is not None and dimension == width:
+        found = {task: (scores, None) for task, scores in (facts.training.after or {}).items()}
+    if facts.evaluation is not None:
+        for task, score in facts.evaluation.tasks.items():
+            cut = score.compressed.get(f"float32@{dimension}")
+            if facts.evaluation.dimension == dimension:
+                found[task] = (score.metrics, score.dataset)
+            elif cut is not None:
+                found[task] = ({"ndcg_at_10": cut}, score.dataset)
+    return found
+
+
+def _result(task: str, metric: str, value: float, dataset: Dataset | None) -> EvalResult:
+    """One score as the hub and MTEB have it; a local task is its own data set."""
+    shown = round(100 * value, 3)
+    if dataset is None:
+        return EvalResult("Retrieval", task, task, metric, shown)
+    return EvalResult(
+        task_type=dataset.task_type,
+        dataset_type=dataset.path,
+        dataset_name=dataset.name,
+        dataset_config=dataset.config,
+        dataset_split=dataset.split,
+        dataset_revision=dataset.revision,
+        metric_type=dataset.main_score if metric == "main_score" else metric,
+        metric_value=shown,
+    )
 
 
 def _introduction(spec: ModelSpec, dimension: int, facts: Facts) -> str:
@@ -273,18 +344,28 @@ def _sources(sources: Sequence[DataSource]) -> str:
     return table
 
 
-def _results(facts: Facts) -> str:
-    """Scores before training and at the step of the weights."""
-    before = (facts.training.before if facts.training else None) or {}
-    after = (facts.training.after if facts.training else None) or {}
-    if not after:
-        return ""
-    metrics = _distinct(name for scores in after.values() for name in scores)
-    metrics.sort(key=lambda name: list(METRICS).index(name) if name in METRICS else len(METRICS))
+def _results(
+    facts: Facts, dimension: int, width: int, certificate: Certificate | None
+) -> list[str]:
+    """Scores before training and at the step of the weights, and what an evaluation found."""
+    parts = []
+    if facts.training is not None and facts.training.after:
+        table = _in_training(facts.training.before or {}, facts.training.after)
+        whole = f"\n\nThey are of whole vectors of {width} numbers." if dimension < width else ""
+        parts.append(f"In training:\n\n{table}{whole}")
+    if facts.evaluation is not None:
+        parts += _evaluated(facts.evaluation, dimension)
+    if parts and certificate is not None and certificate.as_loaded_difference is not None:
+        parts.append(f"All are of the weights before they were rounded to {certificate.dtype}.")
+    return ["## Evaluation", *parts] if parts else []
+
+
+def _in_training(before: Scores, after: Scores) -> str:
     shown = {task: scores for task, scores in before.items() if task in after}
     heads, rows = ["task"], []
+    metrics = _metrics(after.values())
     for metric in metrics:
-        title = METRICS[metric] if metric in METRICS else metric
+        title = METRICS.get(metric, metric)
         heads += [f"{title} before", title] if shown else [title]
     for task, scores in after.items():
         row = [task]
@@ -292,7 +373,51 @@ def _results(facts: Facts) -> str:
             row += [_score(shown.get(task, {}).get(metric))] if shown else []
             row.append(_score(scores.get(metric)))
         rows.append(row)
-    return f"## Evaluation\n\n{_table(heads, rows)}"
+    return _table(heads, rows)
+
+
+def _evaluated(evaluation: Evaluation, dimension: int) -> list[str]:
+    """The scores of whole vectors, then of those cut or kept as integers, each under its name."""
+    rows = evaluation.rows
+    metrics = _metrics(score.metrics for score in rows.values())
+    named = ["data"] if any(score.dataset for score in rows.values()) else []
+    given = f"; this folder gives the first {dimension}" if dimension < evaluation.dimension else ""
+    parts = [
+        f"By `python -m arcticjax.evaluate`, of vectors of {evaluation.dimension} numbers{given}. "
+        f"Texts were cut at {evaluation.length} tokens, and computed in {evaluation.precision}.",
+        _table(
+            ["task", *(METRICS.get(metric, metric) for metric in metrics), *named],
+            [
+                [
+                    name,
+                    *(_score(score.metrics.get(metric)) for metric in metrics),
+                    *(score.dataset.path if score.dataset else "" for _ in named),
+                ]
+                for name, score in rows.items()
+            ],
+        ),
+    ]
+    kinds = _distinct(kind for score in rows.values() for kind in score.compressed)
+    if len(kinds) > 1:
+        parts += [
+            "nDCG@10 of vectors kept as integers, or of their first numbers (`@`) alone:",
+            _table(
+                ["task", *kinds],
+                [
+                    [name, *(_score(score.compressed.get(kind)) for kind in kinds)]
+                    for name, score in rows.items()
+                    if score.compressed
+                ],
+            ),
+        ]
+    return parts
+
+
+def _metrics(scores: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names of metrics, known ones first."""
+    known = list(METRICS)
+    names = _distinct(name for one in scores for name in one)
+    return sorted(names, key=lambda name: known.index(name) if name in METRICS else len(known))
 
 
 def _certificate(certificate: Certificate) -> str:

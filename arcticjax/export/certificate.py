@@ -37,7 +37,6 @@ from arcticjax.export.probes import (
     probe_tokens,
     probe_vectors,
     probes_for,
-    scaled_beyond,
 )
 from arcticjax.export.readers import Reader
 from arcticjax.export.record import facts_of
@@ -108,11 +107,7 @@ def certify(
     contract = TextContract.from_dict(
         read_json(folder / OWN_FILE, required=True).get("contract", {})
     )
-    probes = probes_for(
-        contract,
-        TextTokenizer.from_file(folder),
-        scaled_beyond(ModelSpec.from_hf(read_json(folder / "config.json", required=True))),
-    )
+    probes = probes_for(contract, TextTokenizer.from_file(folder))
     truncate_dim = open_source(folder).truncate_dim
     vectors = cut(probe_vectors(embed, probes), truncate_dim)
     expected = _Expected(probes, vectors, vectors)
@@ -143,7 +138,7 @@ def write_certified(
     """
     output = Path(output).absolute()
     check_truncation(storage.truncate_dim, spec)
-    probes = probes_for(contract, TextTokenizer.from_file(tokenizer_folder), scaled_beyond(spec))
+    probes = probes_for(contract, TextTokenizer.from_file(tokenizer_folder))
     trained = cut(probe_vectors(embed, probes), storage.truncate_dim)
     exact = trained
     if storage.dtype != "float32":
@@ -194,11 +189,7 @@ def import_certified(
     not installed or does not load `folder`.
     """
     output = Path(output).absolute()
-    probes = probes_for(
-        source.contract,
-        TextTokenizer.from_file(source.tokenizer_folder),
-        scaled_beyond(source.spec),
-    )
+    probes = probes_for(source.contract, TextTokenizer.from_file(source.tokenizer_folder))
     found = readers.torch_vectors([folder], probes)
     if found is None:
         raise CheckpointError(
@@ -288,7 +279,7 @@ def _compare(
     """Compares and writes `certificate.json`. first_layer: of a probe, and of what read the
     folder, where hidden states begin to differ."""
     spec = ModelSpec.from_hf(read_json(folder / "config.json", required=True))
-    notes = (*notes, *_notes(contract, scaled_beyond(spec)))
+    notes = (*notes, *_notes(contract, spec))
     used, found, failure = "none", None, ""
     try:
         used, found = readers.folder_vectors(folder, expected.probes, reader)
@@ -344,7 +335,7 @@ def _compare(
     return certificate
 
 
-def _notes(contract: TextContract, beyond: int | None) -> tuple[str, ...]:
+def _notes(contract: TextContract, spec: ModelSpec) -> tuple[str, ...]:
     notes = []
     if contract.query_length != contract.document_length:
         side = "query" if contract.query_length < contract.document_length else "document"
@@ -354,10 +345,12 @@ def _notes(contract: TextContract, beyond: int | None) -> tuple[str, ...]:
             f"{max(contract.query_length, contract.document_length)}, so a longer {side} gives "
             "another vector here; no such text was compared."
         )
-    if beyond is not None and max(contract.query_length, contract.document_length) > beyond:
+    beyond = spec.rotary and spec.rotary.trained_positions
+    if beyond and max(contract.query_length, contract.document_length) > beyond:
         notes.append(
-            "PyTorch scales rotary positions by the longest text of a batch, the encoder as "
-            f"trained by each text: no text of more than {beyond} tokens was compared."
+            f"PyTorch scales rotary positions by the longest text of a batch, once that has more "
+            f"than {beyond} tokens, the encoder as trained by each text: such texts were compared "
+            "one at a time, and in a batch beside longer ones have other vectors there."
         )
     return tuple(notes)
 

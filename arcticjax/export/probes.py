@@ -9,20 +9,24 @@ import jax
 import numpy as np
 
 from arcticjax.config.contract import TextContract
-from arcticjax.models.spec import ModelSpec
 from arcticjax.models.tokenizer import TextTokenizer
-from arcticjax.step.embedder import Side, templates
+from arcticjax.step.embedder import ROWS, Side, templates
+
+# Of a block on a device: the usual rows of 512, and one of 4096 or more.
+PROBE_TOKENS = 4096
 
 Embed = Callable[[list[str], Side], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One text to compare."""
+    """One text to compare. alone: in a batch of its own, since others would be padded to its
+    length, and PyTorch scales the rotary positions of a batch by its longest text."""
 
     name: str
     side: Side
     text: str
+    alone: bool = False
 
 
 PROBES: tuple[Probe, ...] = (
@@ -42,20 +46,23 @@ PROBES: tuple[Probe, ...] = (
     Probe("white space", "document", "  tab\tnew\nline\u00a0and\u200bzero\x00width \ufffd  "),
     Probe("special tokens as text", "document", "a [SEP] b [MASK] c [CLS] </s>"),
     Probe("one long word", "document", "x" * 300),
-    Probe("truncated document", "document", " ".join(f"word{n} of many," for n in range(900))),
-    Probe("truncated query", "query", " ".join(f"why {n}" for n in range(900))),
+    # More than the 8192 tokens of the longest encoders: what is wrong only far from the start of a
+    # text (rotary positions and their scaling, windows, a position table) is wrong here.
+    Probe("truncated query", "query", " ".join(f"why {n}" for n in range(4200)), alone=True),
+    Probe(
+        "truncated document",
+        "document",
+        " ".join(f"word{n} of many," for n in range(2100)),
+        alone=True,
+    ),
 )
 
 
-def probes_for(
-    contract: TextContract, tokenizer: TextTokenizer, scaled_beyond: int | None = None
-) -> tuple[Probe, ...]:
+def probes_for(contract: TextContract, tokenizer: TextTokenizer) -> tuple[Probe, ...]:
     """The probes on which an exact folder agrees.
 
     A folder has one maximum length: where queries are cut shorter in training, those longer than
-    that are cut later in the folder, and have another vector. So have all texts of a batch of
-    PyTorch's whose longest has more than `scaled_beyond` tokens, where that is given: it scales
-    rotary positions by the batch, and we by the text.
+    that are cut later in the folder, and have another vector.
     """
     longest = max(contract.query_length, contract.document_length)
     sides = {
@@ -66,16 +73,15 @@ def probes_for(
     for probe in PROBES:
         prompt, length = sides[probe.side]
         tokens = 2 + len(tokenizer.encode([prompt + probe.text])[0])
-        if scaled_beyond is not None and min(tokens, length) > scaled_beyond:
-            continue
         if length == longest or tokens <= length:
             chosen.append(probe)
     return tuple(chosen)
 
 
-def scaled_beyond(spec: ModelSpec) -> int | None:
-    """Tokens above which rotary positions are scaled; None where they never are."""
-    return None if spec.rotary is None else spec.rotary.trained_positions
+def probe_rows(contract: TextContract) -> int:
+    """Rows that a device encodes at once: few tokens where rows are long, for few texts are."""
+    longest = max(contract.query_length, contract.document_length)
+    return min(ROWS, max(1, PROBE_TOKENS // longest))
 
 
 def probe_vectors(embed: Embed, probes: Sequence[Probe]) -> np.ndarray:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from arcticjax.errors import CheckpointError
-from arcticjax.export.probes import Probe, probe_vectors
+from arcticjax.export.probes import Probe, probe_rows, probe_vectors
 from arcticjax.export.source import make_embedder, open_source
 from arcticjax.export.torch_vectors import MISSING
 from arcticjax.models.pretrained import read_json
@@ -69,7 +69,7 @@ def torch_vectors(
     had."""
     with tempfile.TemporaryDirectory() as scratch:
         texts, output = Path(scratch, "probes.json"), Path(scratch, "vectors.npz")
-        texts.write_text(json.dumps([[probe.side, probe.text] for probe in probes]))
+        texts.write_text(json.dumps([[probe.side, probe.text, probe.alone] for probe in probes]))
         version = _run_script("torch_vectors.py", texts, output, *folders)
         if version is None:
             return None
@@ -130,9 +130,10 @@ def _own_vectors(folder: Path, probes: Sequence[Probe]) -> FolderVectors:
     asked = read_json(source.tokenizer_folder / "config.json", required=True).get("torch_dtype")
     lower = asked if asked in ("bfloat16", "float16") else None
     # A run certifies under its own mesh; programs of another one need that one around them.
+    rows = probe_rows(source.contract)
     with jax.set_mesh(mesh):
-        exact = probe_vectors(make_embedder(source, mesh).encode, probes)
+        exact = probe_vectors(make_embedder(source, mesh, rows=rows).encode, probes)
         if lower is None:
             return FolderVectors(exact)
-        loaded = make_embedder(source, mesh, dtype=jnp.dtype(lower))
+        loaded = make_embedder(source, mesh, rows=rows, dtype=jnp.dtype(lower))
         return FolderVectors(exact, probe_vectors(loaded.encode, probes))

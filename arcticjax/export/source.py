@@ -22,7 +22,7 @@ from arcticjax.models.pretrained import load_pretrained, read_json
 from arcticjax.models.spec import ModelSpec, Pooling
 from arcticjax.models.tokenizer import TextTokenizer
 from arcticjax.parallel.mesh import make_mesh, replicate
-from arcticjax.step.embedder import Embedder
+from arcticjax.step.embedder import ROWS, Embedder
 
 # What a run directory calls its checkpoints and the copy of its tokenizer.
 CHECKPOINTS = "checkpoints"
@@ -92,10 +92,10 @@ def open_source(
 
 
 def make_embedder(
-    source: Source, mesh: Mesh | None = None, *, dtype: Any = jnp.float32
+    source: Source, mesh: Mesh | None = None, *, rows: int = ROWS, dtype: Any = jnp.float32
 ) -> Embedder:
     """The encoder on a mesh, by default of every device, computing in `dtype`: the path that
-    training evaluates with."""
+    training evaluates with. rows: as `Embedder` takes them."""
     mesh = mesh or make_mesh()
     return Embedder(
         Encoder(source.spec),
@@ -103,6 +103,7 @@ def make_embedder(
         TextTokenizer.from_file(source.tokenizer_folder),
         source.contract,
         mesh,
+        rows=rows,
         dtype=dtype,
         truncate_dim=source.truncate_dim,
     )

@@ -1,10 +1,11 @@
 """A script: vectors of texts by sentence-transformers, in a process of its own.
 
 It is run by its path, so that torch never enters the training process and nothing of this package
-is needed here. Arguments: JSON file of [side, text] pairs, .npz file to write, model folders. The
-result has, for folder N, float32 [texts, D] as `N/exact` (computed in float32), and as
-`N/as_loaded` where the folder asks for another type; the last line printed is the library's
-version. Vectors that a folder cuts are scaled to unit length again.
+is needed here. Arguments: JSON file of [side, text, alone] entries, .npz file to write, model
+folders. A text that is alone has a batch of its own, after the others. The result has, for folder
+N, float32 [texts, D] as `N/exact` (computed in float32), and as `N/as_loaded` where the folder asks
+for another type; the last line printed is the library's version. Vectors that a folder cuts are
+scaled to unit length again.
 """
 
 import json
@@ -26,17 +27,21 @@ def main(probes_file: str, output: str, *folders: str) -> int:
         probes = json.load(file)
 
     def vectors(model):
+        sides = {"query": model.encode_query, "document": model.encode_document}
+        batches = [
+            [index for index, (which, _, alone) in enumerate(probes) if which == side and not alone]
+            for side in sides
+        ]
+        batches += [[index] for index, (_, _, alone) in enumerate(probes) if alone]
         rows = {}
-        for side, encode in (("query", model.encode_query), ("document", model.encode_document)):
-            chosen = [index for index, probe in enumerate(probes) if probe[0] == side]
-            if chosen:
-                found = encode(
-                    [probes[index][1] for index in chosen],
-                    show_progress_bar=False,
-                    convert_to_tensor=True,
-                    normalize_embeddings=model.truncate_dim is not None,
-                )
-                rows.update(zip(chosen, found.float().numpy(), strict=True))
+        for batch in filter(None, batches):
+            found = sides[probes[batch[0]][0]](
+                [probes[index][1] for index in batch],
+                show_progress_bar=False,
+                convert_to_tensor=True,
+                normalize_embeddings=model.truncate_dim is not None,
+            )
+            rows.update(zip(batch, found.float().numpy(), strict=True))
         return np.stack([rows[index] for index in range(len(probes))])
 
     result = {}

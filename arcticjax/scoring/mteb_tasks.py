@@ -88,6 +88,21 @@ def judgements(task: Any, split: str, subset: str) -> dict[str, dict[str, int]]:
     return task.dataset[subset][split]["relevant_docs"]
 
 
+def dataset(task: Any) -> dict[str, str]:
+    """What MTEB says of a task and of where its data are on the hub; split and config where the
+    score is of one alone."""
+    metadata, splits, subsets = task.metadata, task.eval_splits, task.hf_subsets
+    return {
+        "name": f"MTEB {metadata.name}",
+        "task_type": metadata.type,
+        "main_score": metadata.main_score,
+        "path": metadata.dataset["path"],
+        "revision": metadata.dataset["revision"],
+        **({"split": splits[0]} if len(splits) == 1 else {}),
+        **({"config": subsets[0]} if len(subsets) == 1 else {}),
+    }
+
+
 def size(task: Any) -> tuple[int, int, int] | None:
     """Documents, queries and characters of a task, by what MTEB ships of it; None if unknown."""
     statistics = task.metadata.descriptive_stats or {}

@@ -1,15 +1,22 @@
 """`python -m arcticjax.evaluate`: what it writes, how it goes on, and what it refuses."""
 
+import dataclasses
 import json
 
 import pytest
+from huggingface_hub import ModelCard
 
 from arcticjax.errors import ConfigError, DataError
 from arcticjax.evaluate import __main__ as command
 from arcticjax.evaluate import tasks
+from arcticjax.export import readers
+from arcticjax.export.folder import write_folder
+from arcticjax.export.source import open_source
+from arcticjax.models.pretrained import load_pretrained
 from arcticjax.parallel import mesh as meshes
 from arcticjax.scoring import beir
 from tests import tiny
+from tools.convert_to_torch.__main__ import main as convert_to_torch
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -59,6 +66,41 @@ def test_results_and_report(place, no_mteb, capsys):
     said = capsys.readouterr()
     assert "takes   about 0:00:" in said.err and "2 tasks, 100 texts" in said.err
     assert "nDCG@10" in said.out and "report.html" in said.out
+
+
+def test_scores_go_into_the_card_of_what_was_scored(place, no_mteb, monkeypatch, tmp_path):
+    monkeypatch.setattr(readers, "torch_vectors", lambda folders, probes: None)
+    results = evaluate(place, "--compress", "float32@8", output="carded")
+    ours = load_pretrained(place / "model")
+
+    def convert(model, file, output="again"):
+        options = ["--output", str(tmp_path / output), "--truncate-dim", "8", "--results"]
+        return convert_to_torch(["--checkpoint", str(model), *options, str(file)])
+
+    convert(place / "model", place / "carded" / "results.json", "out")
+    found = ModelCard((tmp_path / "out" / "README.md").read_text())
+    assert f"| one | {results['one']['ndcg_at_10']:.4f} |" in found.text
+    details = json.loads((place / "carded" / "report.json").read_text())
+    for one in found.data.eval_results:
+        cut = details["tasks"][one.dataset_name]["compressed"]["float32@8"]
+        assert (one.metric_type, one.metric_value) == ("ndcg_at_10", round(100 * cut, 3))
+    assert len(found.data.eval_results) == 2
+
+    # An export of the same weights has the same scores; other weights or prompts have not.
+    convert(tmp_path / "out", place / "carded")
+    other = tiny.model_folder(tmp_path / "other", seed=5)
+    hashes = [open_source(one).sha256 for one in (place / "model", other)]
+    with pytest.raises(ConfigError, match=f"another model.* {hashes[0]}, .*other {hashes[1]};"):
+        convert(other, place / "carded")
+    prompted = write_folder(
+        tmp_path / "prompted",
+        spec=ours.spec,
+        params=ours.params,
+        tokenizer_folder=ours.tokenizer_file.parent,
+        contract=dataclasses.replace(ours.contract, query_prompt="river "),
+    )
+    with pytest.raises(ConfigError, match="prompts or pooling are others"):
+        convert(prompted, place / "carded")
 
 
 def test_a_killed_evaluation_goes_on_after_its_finished_tasks(place, no_mteb, monkeypatch, capsys):
@@ -162,6 +204,17 @@ def test_a_named_task_of_the_true_layout(place, monkeypatch, capsys):
     assert splits == [("mteb/msmarco", "dev")]
     assert results["MSMARCO"] == pytest.approx(results["one"], abs=1e-6)
     assert "Beside published nDCG@10" in (place / "named" / "report.md").read_text()
+    details = json.loads((place / "named" / "report.json").read_text())["tasks"]
+    revision = details["MSMARCO"]["dataset"].pop("revision")
+    assert len(revision) == 40 and details["one"]["dataset"] is None
+    assert details["MSMARCO"]["dataset"] == {
+        "name": "MTEB MSMARCO",
+        "task_type": "Retrieval",
+        "main_score": "ndcg_at_10",
+        "path": "mteb/msmarco",
+        "split": "dev",
+        "config": "default",
+    }
 
 
 def _without_hub(loader, hf_repo, revision, trust_remote_code=False, split="test", config=None):

@@ -67,7 +67,9 @@ def test_intervals_shrink_with_tasks(summary):
 def test_scores_stand_beside_published_ones(summary):
     comparison = compare(summary)
     assert set(comparison.means) == set(published.MEANS)
-    tables = report.make_tables(report.About("m", "0" * 40, 256, KINDS, []), summary, comparison)
+    tables = report.make_tables(
+        report.About("m", "0" * 40, 256, KINDS, [], {}, {}), summary, comparison
+    )
     beside = next(table for table in tables if table.title.startswith("Beside published nDCG"))
     row = next(row for row in beside.rows if row[0] == "NFCorpus")
     column = beside.head.index("arctic-embed-m-v1.5, 256 x float32")
@@ -102,7 +104,15 @@ def test_sizes_go_from_large_to_small():
 
 
 def test_files_of_a_report(tmp_path, records):
-    about = report.About("runs/a|<b>", "f" * 40, 256, KINDS, [("prompts", "query 'q: '")])
+    about = report.About(
+        "runs/a|<b>",
+        "f" * 40,
+        256,
+        KINDS,
+        [("prompts", "query 'q: '")],
+        {"weights_sha256": "a" * 64},
+        {"NFCorpus": {"path": "mteb/nfcorpus"}},
+    )
     other = Record(Identity("STS", "f" * 40, "d", []), {"main_score": 0.7}, {}, 0, 0, 2.0)
     report.write(tmp_path, about, [*records, other])
     results = json.loads((tmp_path / "results.json").read_text())
@@ -128,3 +138,15 @@ def test_files_of_a_report(tmp_path, records):
     details = json.loads((tmp_path / "report.json").read_text())
     assert details["bytes_per_vector"] == {"float32": 1024, "int8": 256, "int4": 128}
     assert len(details["scores"]["NFCorpus"]["interval"]) == 2
+    assert details["encoder"] == {"weights_sha256": "a" * 64}
+    assert len(details["tasks"]) == 27 and "CQADupstackRetrieval" not in details["tasks"]
+    nfcorpus = details["tasks"]["NFCorpus"]
+    assert nfcorpus["dataset"] == {"path": "mteb/nfcorpus"}
+    assert nfcorpus["metrics"]["ndcg_at_10"] == 0.35799 and set(nfcorpus["compressed"]) == {
+        *("float32", "int8", "int4")
+    }
+    assert details["tasks"]["STS"] == {
+        "metrics": {"main_score": 0.7},
+        "compressed": {},
+        "dataset": None,
+    }

@@ -1,6 +1,7 @@
 """The model card: metadata that the hub's own library reads back, and nothing that is not known."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -9,7 +10,16 @@ from huggingface_hub import EvalResult, ModelCard
 from arcticjax.config import load_config
 from arcticjax.config.contract import TextContract
 from arcticjax.errors import CheckpointError
-from arcticjax.export.card import DataSource, Facts, Training, card, hub_id
+from arcticjax.export.card import (
+    Dataset,
+    DataSource,
+    Evaluation,
+    Facts,
+    Score,
+    Training,
+    card,
+    hub_id,
+)
 from arcticjax.export.record import average_facts, base_model, run_facts
 from tests import tiny
 
@@ -23,14 +33,28 @@ TRAINING = Training(
         DataSource("web", 900, 4000, 90000, 128, "cc-by-4.0", ("en", "de"), "owner/web"),
         DataSource("notes", 50, 100, 2000, 0, None, ("de",)),
     ),
-    before={"mteb:NFCorpus": {"ndcg_at_10": 0.25}, "left": {"ndcg_at_10": 0.1}},
-    after={"mteb:NFCorpus": {"ndcg_at_10": 0.31234, "mrr_at_10": None}},
+    before={"local": {"ndcg_at_10": 0.25}, "left": {"ndcg_at_10": 0.1}},
+    after={"local": {"ndcg_at_10": 0.31234, "mrr_at_10": None}},
 )
 FACTS = Facts("arctic-test", 8, "owner/base", "apache-2.0", (), TRAINING)
+NFCORPUS = Score(
+    {"ndcg_at_10": 0.35, "recall_at_100": 0.3},
+    {"float32": 0.35, "int8": 0.34, "float32@8": 0.32},
+    Dataset("MTEB NFCorpus", "Retrieval", "ndcg_at_10", "mteb/nfcorpus", "ec0fa4f", "test", "base"),
+)
+STS = Score(
+    {"main_score": 0.7},
+    dataset=Dataset("MTEB STS12", "STS", "cosine_spearman", "mteb/sts12-sts", "a0d554a", "test"),
+)
+LOCAL = Score({"ndcg_at_10": 0.4}, {"float32": 0.4, "int8": 0.4, "float32@8": 0.3})
+TASKS = {"NFCorpus": NFCORPUS, "STS12": STS, "local": LOCAL}
+EVALUATION = Evaluation(
+    tiny.SPEC.hidden_size, 48, "bfloat16", TASKS, {**TASKS, "mean": Score({"ndcg_at_10": 0.375})}
+)
 
 
-def written(facts):
-    return card(tiny.SPEC, CONTRACT, tiny.SPEC.hidden_size, facts)
+def written(facts, dimension=tiny.SPEC.hidden_size):
+    return card(tiny.SPEC, CONTRACT, dimension, facts)
 
 
 def test_the_hubs_library_reads_the_metadata_back():
@@ -43,17 +67,57 @@ def test_the_hubs_library_reads_the_metadata_back():
     assert data.eval_results == [
         EvalResult(
             task_type="Retrieval",
-            dataset_type="mteb:NFCorpus",
-            dataset_name="MTEB NFCorpus",
+            dataset_type="local",
+            dataset_name="local",
             metric_type="ndcg_at_10",
             metric_value=31.234,
         )
     ]
-    assert "| NFCorpus" not in found.text
-    assert "| mteb:NFCorpus | 0.2500 | 0.3123 |" in found.text
+    assert "| local | 0.2500 | 0.3123 |" in found.text
     assert "| web | 900 | 4,000 | 90,000 | 128 | owner/web | cc-by-4.0 | en, de |" in found.text
     assert "8 steps of 16 pairs, 128 pairs in all" in found.text
     assert "temperature: 0.02" in found.text and "left" not in found.text
+
+
+def test_an_evaluation_names_mtebs_data():
+    """Its scores stand before those of the run on the same task."""
+    found = ModelCard(written(replace(FACTS, evaluation=EVALUATION)))
+    results = {(one.dataset_name, one.metric_type): one for one in found.data.eval_results}
+    assert results["MTEB NFCorpus", "ndcg_at_10"] == EvalResult(
+        task_type="Retrieval",
+        dataset_type="mteb/nfcorpus",
+        dataset_name="MTEB NFCorpus",
+        dataset_config="base",
+        dataset_split="test",
+        dataset_revision="ec0fa4f",
+        metric_type="ndcg_at_10",
+        metric_value=35.0,
+    )
+    assert results["MTEB STS12", "cosine_spearman"].task_type == "STS"
+    assert results["local", "ndcg_at_10"].metric_value == 40.0
+    assert len(results) == len(found.data.eval_results) == 4
+    assert "of vectors of 32 numbers. Texts were cut at 48 tokens, and computed in bfloat16" in (
+        found.text
+    )
+    assert "| NFCorpus | 0.3500 | 0.3000 |  | mteb/nfcorpus |" in found.text
+    assert "| STS12 |  |  | 0.7000 | mteb/sts12-sts |" in found.text
+    assert "| mean | 0.3750 |  |  |  |" in found.text
+    assert "| task | float32 | int8 | float32@8 |" in found.text
+    assert "| NFCorpus | 0.3500 | 0.3400 | 0.3200 |" in found.text
+    assert "| local | 0.2500 | 0.3123 |" in found.text
+
+
+def test_the_metadata_have_scores_of_the_folders_own_vectors():
+    cut = ModelCard(written(replace(FACTS, evaluation=EVALUATION), dimension=8))
+    found = {(one.dataset_name, one.metric_type, one.metric_value) for one in cut.data.eval_results}
+    assert found == {("MTEB NFCorpus", "ndcg_at_10", 32.0), ("local", "ndcg_at_10", 30.0)}
+    assert "this folder gives the first 8" in cut.text
+    assert "They are of whole vectors of 32 numbers." in cut.text
+    for facts in (replace(FACTS, evaluation=EVALUATION), FACTS):
+        assert "model-index" not in written(facts, dimension=16)
+    # What was scored as cut is scored as it is.
+    scored = replace(FACTS, training=None, evaluation=replace(EVALUATION, dimension=8))
+    assert ModelCard(written(scored, dimension=8)).data.eval_results[0].metric_value == 35.0
 
 
 def test_what_is_not_known_is_left_out():

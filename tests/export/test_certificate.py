@@ -19,7 +19,7 @@ from arcticjax.export.probes import PROBES, Probe, probe_tokens, probe_vectors, 
 from arcticjax.export.source import Source, make_embedder, open_source
 from arcticjax.models.pretrained import load_pretrained
 from arcticjax.models.resolve import resolve
-from arcticjax.models.spec import POOLINGS, ModelSpec, parameter_shapes
+from arcticjax.models.spec import POOLINGS, ModelSpec, Rotary, Window, parameter_shapes
 from arcticjax.models.tokenizer import TextTokenizer
 from arcticjax.parallel.mesh import local_mesh, make_mesh
 from tests import tiny
@@ -32,12 +32,12 @@ SPEC = ModelSpec(hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32
 CONTRACT = TextContract("query: ", "", 32, 32, "mean")
 
 
-def random_params(seed=0):
+def random_params(seed=0, spec=SPEC):
     generator = np.random.default_rng(seed)
     return unflatten_dict(
         {
             path: generator.normal(scale=0.3, size=shape).astype(np.float32)
-            for path, shape in parameter_shapes(SPEC).items()
+            for path, shape in parameter_shapes(spec).items()
         },
         sep="/",
     )
@@ -221,6 +221,44 @@ def test_a_reader_that_fails_refuses_the_folder(tmp_path, right, monkeypatch):
     assert certificate.reader == "arcticjax"
 
 
+LONG = {
+    # A window of 40 tokens to each side, and 24 trained positions.
+    "modernbert": {
+        "type_vocab_size": 0,
+        "rotary": Rotary(160_000.0),
+        "window": Window(reach=40, every=2, theta=10_000.0),
+    },
+    "nomic_bert": {"rotary": Rotary(1000.0, factor=2.0, trained_positions=24)},
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "wrong"),
+    [
+        ("modernbert", {"window": Window(reach=41, every=2, theta=10_000.0)}),
+        ("nomic_bert", {"rotary": Rotary(1000.0, factor=2.5, trained_positions=24)}),
+    ],
+)
+def test_what_is_wrong_only_in_long_texts_is_seen(tmp_path, own_reader, family, wrong):
+    spec = dataclasses.replace(tiny.SPEC, family=family, **LONG[family])
+    contract = TextContract("", "", 16, 64, "mean")
+    folder = tiny.tokenizer_folder(tmp_path / "tokenizer")
+    params = random_params(spec=spec)
+    source = Source(spec, params, contract, folder, "params")
+    with pytest.raises(CheckpointError, match=r"differ by up to .*'truncated document'"):
+        write_certified(
+            tmp_path / "wrong",
+            spec=dataclasses.replace(spec, **wrong),
+            params=params,
+            tokenizer_folder=folder,
+            contract=contract,
+            embed=make_embedder(source, local_mesh()).encode,
+        )
+    stored = json.loads((tmp_path / "wrong.rejected" / "certificate.json").read_text())
+    errors = stored["probes"]
+    assert errors.pop("truncated document") > 1e-5 >= max(errors.values())
+
+
 def test_the_first_layer_that_differs_is_named(tmp_path, right, own_reader, monkeypatch):
     """A folder with another bias in its second layer, and one with other embeddings."""
     _, embed = right
@@ -376,7 +414,10 @@ def test_probes_reach_what_they_claim():
     ids = {probe.name: tokenizer.encode([probe.text])[0] for probe in PROBES}
     assert ids["empty document"].size == ids["empty query"].size == 0
     assert ids["one token"].size == 1
-    assert ids["truncated document"].size > 512 and ids["truncated query"].size > 512
+    assert ids["truncated document"].size > 8192 and ids["truncated query"].size > 8192
+    assert {probe.name for probe in PROBES if probe.alone} == {
+        *("truncated document", "truncated query")
+    }
     assert {102, 103} <= set(ids["special tokens as text"].tolist())
     assert any(ord(letter) > 0xFFFF for probe in PROBES for letter in probe.text)
     assert {probe.side for probe in PROBES} == {"query", "document"}

@@ -253,6 +253,7 @@ def test_the_reverse_takes_one_folder(run, tmp_path):
         ["--average", "uniform"],
         ["--dtype", "bfloat16"],
         ["--truncate-dim", "4"],
+        ["--results", "scores"],
     ):
         with pytest.raises(ConfigError, match=rf"{extra[0]}: has no meaning with --reverse"):
             main([*command, *extra])
@@ -289,5 +290,6 @@ def test_help_names_the_options(capsys):
     for option in (
         *("--checkpoint", "--output", "--step", "--pooling", "--reverse", "--average"),
         *("--fraction", "--dtype", "--truncate-dim", "--shard-size", "--licence"),
+        "--results",
     ):
         assert option in said

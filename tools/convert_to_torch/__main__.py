@@ -59,12 +59,13 @@ def _export(options: argparse.Namespace, output: Path) -> tuple[str, Certificate
     """Checkpoints or a model folder to a sentence-transformers folder."""
     from arcticjax.export.certificate import write_certified
     from arcticjax.export.folder import Storage
+    from arcticjax.export.probes import probe_rows
     from arcticjax.export.source import make_embedder
     from arcticjax.parallel.mesh import replicate
 
     source, facts = _read(options)
     storage = Storage(options.dtype, options.shard_size, source.truncate_dim)
-    embedder = make_embedder(source)
+    embedder = make_embedder(source, rows=probe_rows(source.contract))
     stored = embedder
     if options.dtype != "float32":
         stored = copy.copy(embedder)  # shares the compiled program
@@ -95,6 +96,7 @@ def _import(options: argparse.Namespace, output: Path) -> tuple[str, Certificate
         "--step": options.step,
         "--dtype": options.dtype != "float32",
         "--truncate-dim": options.truncate_dim,
+        "--results": options.results,
     }
     for option in (option for option, value in given.items() if value):
         raise ConfigError(
@@ -116,6 +118,7 @@ def _read(options: argparse.Namespace) -> tuple[Source, Facts]:
     from arcticjax.export.average import average
     from arcticjax.export.folder import check_truncation
     from arcticjax.export.record import average_facts, facts_of
+    from arcticjax.export.scores import read_evaluation
     from arcticjax.export.source import open_source
 
     names, steps = options.checkpoint, options.step or [None]
@@ -149,6 +152,9 @@ def _read(options: argparse.Namespace) -> tuple[Source, Facts]:
         facts = average_facts(known, source.averaged or "")
     if options.licence is not None:
         facts = dataclasses.replace(facts, licence=options.licence)
+    if options.results is not None:
+        evaluation = read_evaluation(options.results.expanduser(), source)
+        facts = dataclasses.replace(facts, evaluation=evaluation)
     if options.truncate_dim is not None:
         check_truncation(options.truncate_dim, source.spec)
         source = dataclasses.replace(source, truncate_dim=options.truncate_dim)
@@ -246,6 +252,13 @@ def _parser() -> argparse.ArgumentParser:
         help="weights larger than this come in several files; default 5GB",
     )
     add("--licence", metavar="NAME", help="licence of the model, for its card")
+    add(
+        "--results",
+        type=Path,
+        metavar="FOLDER",
+        help="what arcticjax.evaluate wrote for these weights (its --output, or the JSON file in "
+        "it), for the card",
+    )
     return parser
 
 
