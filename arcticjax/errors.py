@@ -6,6 +6,7 @@ line of a failed command, without a traceback: tracebacks are for bugs.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -65,6 +66,13 @@ class Hung(ArcticError):
     """The run makes no progress."""
 
     exit_code = 142
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Reads a command line; a wrong one is a ConfigError like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
 
 
 def run_cli(

@@ -12,7 +12,6 @@ reads the flags under which all of them were accepted.
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import shlex
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 
 from packaging.specifiers import SpecifierSet
 
-from arcticjax.errors import ConfigError, run_cli
+from arcticjax.errors import ArgumentParser, ConfigError, run_cli
 
 # A collective is cut into steps that run beside matrix products. MaxText,
 # benchmarks/xla_flags_library.py (CF_FOR_ALL_GATHER: "Enabled by default but lets make sure"): our
@@ -117,14 +116,9 @@ def variables(name: str, environ: Mapping[str, str]) -> dict[str, str]:
     return merged
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ConfigError(f"{message}; see python -m launch.flags --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the variables, or becomes the command."""
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="python -m launch.flags",
         description="Run a command with a preset of compiler flags, or print them.",
     )

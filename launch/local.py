@@ -9,7 +9,6 @@ SIGTERM and Ctrl-C are passed on.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shlex
@@ -22,7 +21,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, TextIO
 
-from arcticjax.errors import ConfigError, run_cli
+from arcticjax.errors import ArgumentParser, ConfigError, run_cli
 from launch.commands import check_no_secret
 from launch.exit_codes import of_process
 
@@ -159,14 +158,9 @@ def _copy(source: IO[str], prefix: str, out: TextIO, lock: threading.Lock) -> No
                 out.flush()
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ConfigError(f"{message}; see python -m launch.local --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; raises ArcticError for what the user can mend."""
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="python -m launch.local",
         description="Run one command as several processes of one run on this machine. The first "
         "that fails ends the rest and gives the exit code.",

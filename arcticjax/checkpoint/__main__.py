@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -10,19 +9,14 @@ from arcticjax import errors
 from arcticjax.checkpoint import verify
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise errors.ConfigError(f"{message}; see python -m arcticjax.checkpoint --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0 where every step is good. Errors are `ArcticError`."""
-    parser = _Parser(
+    parser = errors.ArgumentParser(
         prog="python -m arcticjax.checkpoint",
         description="Look at the checkpoints of a run. Nothing is changed, so it may run beside "
         "training.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", required=True)
     verifying = commands.add_parser(
         "verify",
         help="compare every file of every checkpoint with the size and SHA-256 that were written "

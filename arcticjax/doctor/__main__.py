@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import socket
@@ -19,14 +18,9 @@ from arcticjax.doctor.findings import Finding, attempt, skipped
 from arcticjax.parallel import command
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise errors.ConfigError(f"{message}; see python -m arcticjax.doctor --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table and returns 0, 2 or 8."""
-    parser = _Parser(
+    parser = errors.ArgumentParser(
         prog="python -m arcticjax.doctor",
         description="Look at this machine, the other processes of a run, and what its config "
         "names, before the run costs anything. Exit code 0: nothing failed; 8: only room is "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -15,11 +14,6 @@ from arcticjax.parallel import command
 
 # What a run directory calls its evaluation.
 FOLDER = "evaluation"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise errors.ConfigError(f"{message}; see python -m arcticjax.evaluate --help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> errors.ArgumentParser:
+    parser = errors.ArgumentParser(
         prog="python -m arcticjax.evaluate",
         description="Score an encoder on retrieval tasks. The same command again goes on after the "
         "last finished task.",

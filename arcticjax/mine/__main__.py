@@ -13,14 +13,9 @@ from arcticjax import errors
 from arcticjax.parallel import command
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise errors.ConfigError(f"{message}; see python -m arcticjax.mine --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Mines as the config says; returns 0. Errors are `arcticjax.errors.ArcticError`."""
-    parser = _Parser(
+    parser = errors.ArgumentParser(
         prog="python -m arcticjax.mine",
         description="Find candidates for hard negatives: for every query the documents that a "
         "teacher ranks highest, with scores. The same command again goes on where it stopped.",

@@ -16,14 +16,9 @@ from arcticjax import errors
 from arcticjax.plan import topology
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise errors.ConfigError(f"{message}; see python -m arcticjax.plan --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Plans what the arguments say; returns 0, whether or not it fits."""
-    parser = _Parser(
+    parser = errors.ArgumentParser(
         prog="python -m arcticjax.plan",
         description="Compile a config's programs for a TPU slice or for GPUs, without them, and "
         "say whether they fit and what a step costs.",

@@ -11,14 +11,9 @@ from arcticjax import errors
 from arcticjax.parallel import command
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise errors.ConfigError(f"{message}; see python -m arcticjax.train --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Trains as the config says; returns 0. Errors are `arcticjax.errors.ArcticError`."""
-    parser = _Parser(
+    parser = errors.ArgumentParser(
         prog="python -m arcticjax.train",
         description="Train a text embedding model. The same command again resumes the run, or "
         "reports a finished one.",

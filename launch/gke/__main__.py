@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import yaml
 
-from arcticjax.errors import ConfigError, run_cli
+from arcticjax.errors import ArgumentParser, ConfigError, run_cli
 from launch.commands import Runner
 from launch.gke import manifest
 from launch.gke.spec import GkeSpec
@@ -24,15 +24,10 @@ _VERBS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ConfigError(f"{message}; see python -m launch.gke --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; raises ArcticError for what the user can mend."""
     verbs = "\n".join(f"  {verb:12} {text}" for verb, text in _VERBS.items())
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="python -m launch.gke",
         description=f"Run a job on GKE as a JobSet. Every verb may be repeated.\n\n{verbs}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

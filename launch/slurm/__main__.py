@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from arcticjax.errors import ConfigError, run_cli
+from arcticjax.errors import ArgumentParser, ConfigError, run_cli
 from launch.commands import Runner
 from launch.specs import Positive, Spec, Text, load
 
@@ -56,15 +56,10 @@ class SlurmSpec(Spec):
     )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ConfigError(f"{message}; see python -m launch.slurm --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; raises ArcticError for what the user can mend."""
     verbs = "\n".join(f"  {verb:7} {text}" for verb, text in _VERBS.items())
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="python -m launch.slurm",
         description=f"Run a job under Slurm. Every verb may be repeated.\n\n{verbs}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

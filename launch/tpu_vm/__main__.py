@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from arcticjax.errors import ConfigError, run_cli
+from arcticjax.errors import ArgumentParser, ConfigError, run_cli
 from launch.commands import Runner
 from launch.specs import load
 from launch.tpu_vm import babysit, gcloud
@@ -30,15 +30,10 @@ _VERBS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ConfigError(f"{message}; see python -m launch.tpu_vm --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; raises ArcticError for what the user can mend."""
     verbs = "\n".join(f"  {verb:8} {text}" for verb, text in _VERBS.items())
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="python -m launch.tpu_vm",
         description=f"Run a job on TPU VMs. Every verb may be repeated.\n\n{verbs}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

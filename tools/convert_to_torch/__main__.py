@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arcticjax.errors import ConfigError, run_cli
+from arcticjax.errors import ArgumentParser, ConfigError, run_cli
 from arcticjax.models.spec import POOLINGS
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _whole(least: int) -> Callable[[str], int]:
 def _parser() -> argparse.ArgumentParser:
     from arcticjax.export.shards import SHARD_BYTES
 
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m tools.convert_to_torch",
         description="Write a run's checkpoint as a sentence-transformers folder, and prove it: the "
         "same texts must give the same vectors before the folder gets its name.",
