@@ -8,7 +8,7 @@ from pathlib import Path
 from etils import epath
 
 from arcticjax.config import RunConfig
-from arcticjax.data import adapters, stored
+from arcticjax.data import adapters, buckets, stored
 from arcticjax.doctor.findings import Finding
 from arcticjax.errors import ConfigError, DataError
 from arcticjax.models.pretrained import contract_options, describe_folder, open_tokenizer
@@ -80,12 +80,14 @@ def model(config: RunConfig) -> Model:
 
 def data(config: RunConfig, tokenizer: TextTokenizer) -> Finding | str:
     """Opens every source: stored ones must be made with this tokenizer, of plain ones the first
-    pair is read and tokenised."""
+    pair is read and tokenised. Buckets are listed."""
     seen, unread = [], []
     for source in config.data.sources:
         path = Path(source.path).expanduser()
         if source.path.startswith((adapters.HUB, adapters.TFDS)):
             unread.append(source.name)
+        elif buckets.holds(source):
+            seen.append(f"{source.name} {len(buckets.objects(source))} object(s) of a bucket")
         elif stored.has_own_manifest(path):
             found = stored.open_source(path)
             if found.manifest["tokenizer"]["sha256"] != tokenizer.sha256:
