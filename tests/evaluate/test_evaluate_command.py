@@ -1,10 +1,11 @@
 """`python -m arcticjax.evaluate`: what it writes, how it goes on, and what it refuses."""
 
 import json
+import signal
 
 import pytest
 
-from arcticjax.errors import ConfigError, DataError
+from arcticjax.errors import ConfigError, DataError, Preempted
 from arcticjax.evaluate import __main__ as command
 from arcticjax.evaluate import tasks
 from arcticjax.parallel import mesh as meshes
@@ -61,27 +62,34 @@ def test_results_and_report(place, no_mteb, capsys):
     assert "nDCG@10" in said.out and "report.html" in said.out
 
 
-def test_a_killed_evaluation_goes_on_after_its_finished_tasks(place, no_mteb, monkeypatch, capsys):
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_an_evaluation_goes_on_after_its_finished_tasks(place, no_mteb, monkeypatch, capsys, how):
     scored, score = [], tasks.score
 
-    def killed(task, *rest):
-        if scored:
+    def broken_off(task, *rest):
+        if scored and how == "killed":
             raise KeyboardInterrupt
+        if scored:
+            signal.raise_signal(signal.SIGTERM)
         scored.append(task.name)
         return score(task, *rest)
 
-    monkeypatch.setattr(tasks, "score", killed)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(place, output="killed")
-    assert not (place / "killed" / "results.json").exists()
+    monkeypatch.setattr(tasks, "score", broken_off)
+    if how == "killed":
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(place, output=how)
+    else:
+        with pytest.raises(Preempted, match=r"stopped holds 1 of 2 tasks; the same command"):
+            evaluate(place, output=how)
+    assert not (place / how / "results.json").exists()
     again = []
     monkeypatch.setattr(
         tasks, "score", lambda task, *rest: again.append(task.name) or score(task, *rest)
     )
-    results = evaluate(place, output="killed")
+    results = evaluate(place, output=how)
     assert (scored, again) == (["one"], ["two"]) and set(results) > {"one", "two"}
     assert "resumes 1 finished: one" in capsys.readouterr().err
-    evaluate(place, output="killed")
+    evaluate(place, output=how)
     assert again == ["two"]  # and a third time nothing
 
 
