@@ -92,6 +92,9 @@ class StopSignal:
 
     def _stop_if_asked(self) -> None:
         if self._asked:
+            # One that leaves while another is on its way here would be a lost peer to it.
+            if distributed.several():
+                multihost_utils.sync_global_devices("arcticjax asked to stop")
             raise _Stop
 
 

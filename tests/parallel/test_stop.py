@@ -10,6 +10,7 @@ from arcticjax.parallel import distributed
 from arcticjax.parallel.stop import StopSignal
 
 AGREEMENT = "arcticjax.parallel.stop.multihost_utils.reached_preemption_sync_point"
+BARRIER = "arcticjax.parallel.stop.multihost_utils.sync_global_devices"
 
 
 def terminate():
@@ -83,6 +84,7 @@ def several(monkeypatch):
 
     monkeypatch.setattr(distributed, "several", lambda: True)
     monkeypatch.setattr(AGREEMENT, reached)
+    monkeypatch.setattr(BARRIER, lambda name: counts.append("all are here"))
     return counts
 
 
@@ -99,8 +101,8 @@ def test_several_processes_stop_after_the_same_step(several):
 
 
 def test_several_processes_stop_at_the_same_place(several):
-    with pytest.raises(errors.Preempted, match=r"^asked to stop: at 4$"):
-        with StopSignal(lambda: f"at {several[-1]}") as stop:
+    with pytest.raises(errors.Preempted, match=r"^asked to stop: all are here$"):
+        with StopSignal(lambda: several[-1]) as stop:
             with stop.held() as stopped:
                 assert not any(stopped() for _ in range(3))
             stop.look()
