@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from etils import epath
 
+from arcticjax.checkpoint import identity
 from arcticjax.checkpoint.disk import is_disk_full, require_free
 from arcticjax.checkpoint.lease import HEARTBEAT_SECONDS, STALE_SECONDS, Lease, claim
 from arcticjax.errors import ConfigError, ResourceError
@@ -19,6 +21,7 @@ _NOT_A_DIRECTORY = (errno.ENOTDIR, errno.EEXIST)
 _BAD_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 # config, metrics, plots and the probe: what a run needs beside its checkpoints.
 _SMALL_FILES = 1 << 20
+_log = logging.getLogger(__name__)
 
 
 class RunDirectory:
@@ -81,16 +84,32 @@ class RunDirectory:
                 stale_seconds=stale_seconds,
             )
 
+    def identify(self) -> identity.Identity:
+        """Notes in `run.json` which run this is, and gives it: another than before in a copy of a
+        directory that is still there."""
+        directory = Path(self.path)
+        before, found = identity.read(directory), identity.identify(directory)
+        if before is not None and found.copied_from == before.id:
+            _log.warning(
+                "run.directory %s is a copy of %s, which is still there: it goes on as run %s of "
+                "its own", found.directory, before.directory, found.id,
+            )  # fmt: skip
+        self._replace(identity.IDENTITY_FILE, identity.to_json(found))
+        return found
+
     def write_config(self, text: str) -> None:
         """Writes `config.yaml` whole or not at all."""
-        with self._explain():
-            temporary = self.path / f".config-{uuid.uuid4().hex}.tmp"
-            _write_through(temporary, text).replace(self.config_file)
+        self._replace(self.config_file.name, text)
 
     def read_config(self) -> str | None:
         """The text of `config.yaml`, or None in a directory where no run has begun."""
         with self._explain():
             return self.config_file.read_text() if self.config_file.exists() else None
+
+    def _replace(self, name: str, text: str) -> None:
+        with self._explain():
+            temporary = self.path / f".{name}-{uuid.uuid4().hex}.tmp"
+            _write_through(temporary, text).replace(self.path / name)
 
     @contextmanager
     def _explain(self) -> Iterator[None]:

@@ -116,9 +116,10 @@ class SourceConfig(Section):
         description="Name of the source in metrics and in the cache, once per config."
     )
     path: Text = Field(
-        description="A stored source, a Parquet or JSONL[.gz] file or folder of them, hub:NAME or "
-        "tfds:NAME; with data.negatives also beir:FOLDER?split=train, "
-        "msmarco:FOLDER?split=train&negatives=FILE or arctictraining:FOLDER."
+        description="A stored source, a Parquet or JSONL[.gz] file or folder of them, either also "
+        "in a bucket (s3://), hub:NAME or tfds:NAME; with data.negatives also "
+        "beir:FOLDER?split=train, msmarco:FOLDER?split=train&negatives=FILE or "
+        "arctictraining:FOLDER."
     )
     query: Text = Field(default="query", description="Column that holds the query.")
     document: Text = Field(

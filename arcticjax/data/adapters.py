@@ -137,8 +137,9 @@ def source_files(source: SourceConfig) -> list[Path]:
     scheme, address, _ = source.path.partition("://")
     if address:
         raise DataError(
-            f"{_where(source, source.path)}: buckets and other {scheme}:// addresses are not "
-            "supported in this version; copy the files to a disk and give their path"
+            f"{_where(source, source.path)}: {scheme}:// addresses are not supported in this "
+            "version (s3:// is, in data.sources of training); copy the files to a disk and give "
+            "their path"
         )
     path = Path(source.path).expanduser()
     where = _where(source, path)

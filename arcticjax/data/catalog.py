@@ -15,7 +15,7 @@ import numpy as np
 
 from arcticjax.config.negatives import NegativesConfig
 from arcticjax.config.schema import RunConfig, SourceConfig
-from arcticjax.data import adapters, list_sources, stored
+from arcticjax.data import adapters, buckets, list_sources, stored
 from arcticjax.data.bad_records import BadRecords
 from arcticjax.data.list_views import ListView
 from arcticjax.data.policy import Policy
@@ -120,14 +120,15 @@ class Catalog:
 
 
 def open_sources(config: RunConfig, tokenizer: TextTokenizer) -> Catalog:
-    """Opens all sources of a run, tokenising plain ones into the cache the first time.
+    """Opens all sources of a run, copying those in buckets and tokenising plain ones into the cache
+    the first time.
 
     Several processes may call it at once on a shared disk. Raises DataError for unusable data and
     ConfigError where sources do not fit the settings (too small, a name used twice).
     """
     data = config.data
     cache = cache_folder(config)
-    sources = list(data.sources)
+    sources = [buckets.local(source, cache) for source in data.sources]
     task_folder = None
     if data.docstrings is not None:
         from arcticjax.data import docstrings  # its scan of installed packages is seldom wanted

@@ -8,7 +8,7 @@ from pathlib import Path
 from etils import epath
 
 from arcticjax.config import RunConfig
-from arcticjax.data import adapters, list_sources, stored, training_sets
+from arcticjax.data import adapters, buckets, list_sources, stored, training_sets
 from arcticjax.data.candidates import open_candidates
 from arcticjax.doctor.findings import Finding
 from arcticjax.errors import ConfigError, DataError
@@ -82,7 +82,7 @@ def model(config: RunConfig) -> Model:
 def data(config: RunConfig, tokenizer: TextTokenizer) -> Finding | str:
     """Opens every source: stored ones must be made with this tokenizer, of plain ones the first
     pair is read and tokenised. Of hard negatives the first record's columns must be there, mined
-    candidates finished, and published folders in place."""
+    candidates finished, and published folders in place. Buckets are listed."""
     seen, unread = [], []
     for source in config.data.sources:
         path = Path(source.path).expanduser()
@@ -90,6 +90,8 @@ def data(config: RunConfig, tokenizer: TextTokenizer) -> Finding | str:
             open_candidates(source.candidates).group_of(source.name)
         if source.path.startswith((adapters.HUB, adapters.TFDS)):
             unread.append(source.name)
+        elif buckets.holds(source):
+            seen.append(f"{source.name} {len(buckets.objects(source))} object(s) of a bucket")
         elif stored.has_own_manifest(path):
             found = stored.open_source(path)
             if found.manifest["tokenizer"]["sha256"] != tokenizer.sha256:

@@ -19,6 +19,7 @@ from arcticjax.export.scores import fingerprints
 from arcticjax.export.source import make_embedder, open_source
 from arcticjax.models.spec import ModelSpec, Pooling
 from arcticjax.parallel import distributed
+from arcticjax.parallel.stop import StopSignal
 from arcticjax.scoring import benchmarks
 from arcticjax.scoring.compression import FULL, Compression
 from arcticjax.step.embedder import Embedder
@@ -41,7 +42,10 @@ class Request:
 
 
 def run(request: Request, mesh: Mesh) -> None:
-    """Evaluates and writes the report; on process 0 of several, which all make the same calls."""
+    """Evaluates and writes the report; on process 0 of several, which all make the same calls.
+
+    SIGTERM ends it with Preempted: at once, or, of several processes, after the task under way.
+    """
     wanted = tasks.wanted(request.tasks, request.made)
     compressions = list(
         dict.fromkeys([FULL, *(Compression.parse(one) for one in request.compressions)])
@@ -75,7 +79,14 @@ def run(request: Request, mesh: Mesh) -> None:
     }
     talk = distributed.talks()
     found = dict(finished)
-    with jax.set_mesh(mesh):
+
+    def scored() -> str:
+        return (
+            f"{request.output} holds {len(found)} of {len(wanted)} tasks; the same command goes on "
+            "with the next"
+        )
+
+    with StopSignal(scored) as stop, jax.set_mesh(mesh):
         pending = [one for one in wanted if one.name not in finished]
         shown = _announce(about, pending, finished, embedder, source.contract, talk)
         for one in pending:
@@ -95,6 +106,7 @@ def run(request: Request, mesh: Mesh) -> None:
             value = record.metrics.get("ndcg_at_10", record.metrics.get("main_score", 0.0))
             kind = "nDCG@10" if "ndcg_at_10" in record.metrics else "main score"
             shown.finish(f"{kind} {value:.4f} in {progress.seconds(record.seconds)}")
+            stop.look()
     if talk:
         summary = report.write(request.output, about, [found[one.name] for one in wanted])
         for table in report.make_tables(about, summary, None):

@@ -25,6 +25,7 @@ from arcticjax.train import alike
 from arcticjax.train.json_lines import write_atomically
 from arcticjax.train.report import Report
 from arcticjax.train.setup import Setup
+from arcticjax.train.spikes import Spikes
 from arcticjax.train.timeline import Timeline
 
 
@@ -37,6 +38,7 @@ class Totals:
     slots: float = 0.0
     seconds: float = 0.0
     nonfinite: int = 0
+    spikes: int = 0
 
     def add(self, pairs: int, tokens: float, fill: float, seconds: float) -> None:
         """Counts one step."""
@@ -68,6 +70,7 @@ class Loop:
     timeline: Timeline
     totals: Totals = field(default_factory=Totals)
     first_step_at: float | None = None
+    _spikes: Spikes = field(default_factory=Spikes)
     _wait: float = 0.0
     _clock: float = 0.0
 
@@ -96,7 +99,7 @@ class Loop:
                 self.timeline.step(step)
                 self.first_step_at = self.first_step_at or time.monotonic()
 
-                stop = stopped(step)
+                stop = stopped()
                 evaluate = (
                     bool(config.evaluation.every_steps)
                     and step % config.evaluation.every_steps == 0
@@ -167,6 +170,10 @@ class Loop:
         finite = values.pop("finite")
         if finite:
             self.totals.add(pairs, values["tokens"], values["fill"], seconds)
+            spike = self._spikes.look(host.source, values["loss"])
+            if spike is not None:
+                self.totals.spikes += 1
+                self.report.note(f"step {step}: {spike}; the step stands")
         else:
             self._judge(host, values)
         if step % config.train.log_every_steps == 0 or step == self.setup.total_steps:

@@ -42,7 +42,8 @@ class Result:
     peak_memory_bytes: of one device, or of the process where the device does not say.
     evaluations: "before" | "after" | step -> task -> metric -> value in [0, 1].
     export: folder of the exported model. nonfinite_steps: steps whose update was left out because
-    it was not finite. None is "not measured", or a number that was not finite.
+    it was not finite. loss_spikes: steps whose loss was far above those before. None is
+    "not measured", or a number that was not finite.
     """
 
     status: str
@@ -58,6 +59,7 @@ class Result:
     evaluations: dict[str, dict[str, dict[str, float | None]]]
     export: str | None
     nonfinite_steps: int = 0
+    loss_spikes: int = 0
 
 
 def write_result(directory: Path, outcome: Result | None = None, **fields: Any) -> Path:

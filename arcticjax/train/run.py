@@ -128,6 +128,7 @@ def _train(
     timeline.enter("prepare")
     ready = setup.prepare(config, mesh)
     alike.check_prepared(ready)
+    stop.look()
     directory = Path(run_directory.path)
     timeline.enter("restore")
     state = ready.initial_state()
@@ -138,11 +139,13 @@ def _train(
         state, start = restored.state, restored.step
         totals = Totals(**restored.meta["totals"])
     alike.check_resumed(start)
+    stop.look()
     if start < ready.total_steps:
         store.require_room(state)
     if distributed.talks():
         # Only now that nothing is refused: a refused resume leaves the directory as it was.
         run_directory.write_config(dump_config(config))
+        run_directory.identify()
         setup.copy_tokenizer(ready.start.tokenizer_file, directory / "tokenizer")
         _write_lineage(ready, directory)
         timeline.open(directory, start)
@@ -163,6 +166,7 @@ def _train(
         shapes = _announce(ready, report, start)
         buffers = activations.allocate(ready.program.kept, mesh)
         compiled = _compile(ready, state, buffers)
+        stop.look()
         ready.embedder.params = ready.program.sharding.whole(state["params"])
         ready.evaluator.prepare(len(config.evaluation.demo_queries), config.evaluation.demo_top)
         if start == 0 and config.evaluation.tasks:
@@ -177,6 +181,7 @@ def _train(
         if config.evaluation.tasks:
             timeline.enter("evaluate")
             report.evaluation("after", ready.evaluator.evaluate(), step=ready.total_steps)
+            stop.look()
         timeline.enter("export")
         if config.report.plots and distributed.talks():
             from arcticjax.train import plots  # matplotlib takes a second or two to import
@@ -200,6 +205,7 @@ def _train(
             evaluations=result.read_evaluations(directory) if distributed.talks() else {},
             export=export,
             nonfinite_steps=totals.nonfinite,
+            loss_spikes=totals.spikes,
         )
         if distributed.talks():
             _close(report, outcome, answers, directory)

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import signal
 
 import pytest
 from huggingface_hub import ModelCard
 
-from arcticjax.errors import ConfigError, DataError
+from arcticjax.errors import ConfigError, DataError, Preempted
 from arcticjax.evaluate import __main__ as command
 from arcticjax.evaluate import tasks
 from arcticjax.export import readers
@@ -103,27 +104,34 @@ def test_scores_go_into_the_card_of_what_was_scored(place, no_mteb, monkeypatch,
         convert(prompted, place / "carded")
 
 
-def test_a_killed_evaluation_goes_on_after_its_finished_tasks(place, no_mteb, monkeypatch, capsys):
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_an_evaluation_goes_on_after_its_finished_tasks(place, no_mteb, monkeypatch, capsys, how):
     scored, score = [], tasks.score
 
-    def killed(task, *rest):
-        if scored:
+    def broken_off(task, *rest):
+        if scored and how == "killed":
             raise KeyboardInterrupt
+        if scored:
+            signal.raise_signal(signal.SIGTERM)
         scored.append(task.name)
         return score(task, *rest)
 
-    monkeypatch.setattr(tasks, "score", killed)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(place, output="killed")
-    assert not (place / "killed" / "results.json").exists()
+    monkeypatch.setattr(tasks, "score", broken_off)
+    if how == "killed":
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(place, output=how)
+    else:
+        with pytest.raises(Preempted, match=r"stopped holds 1 of 2 tasks; the same command"):
+            evaluate(place, output=how)
+    assert not (place / how / "results.json").exists()
     again = []
     monkeypatch.setattr(
         tasks, "score", lambda task, *rest: again.append(task.name) or score(task, *rest)
     )
-    results = evaluate(place, output="killed")
+    results = evaluate(place, output=how)
     assert (scored, again) == (["one"], ["two"]) and set(results) > {"one", "two"}
     assert "resumes 1 finished: one" in capsys.readouterr().err
-    evaluate(place, output="killed")
+    evaluate(place, output=how)
     assert again == ["two"]  # and a third time nothing
 
 

@@ -179,7 +179,7 @@ def test_a_preempted_run_is_requeued_and_ends_bit_for_bit_like_an_unbroken_one(t
 
 
 def _wait(until, log: Path) -> None:
-    for _ in range(1200):
+    for _ in range(3000):
         if until():
             return
         time.sleep(0.2)

@@ -33,10 +33,10 @@ def broken_off(tmp_path, monkeypatch):
     file = tiny.run_config(tmp_path, **CHANGES)
     report = loop.Loop._report
 
-    def interrupted(self, host, metrics):
+    def interrupted(self, host, *rest):
         if host.step == 4:
             raise KeyboardInterrupt
-        return report(self, host, metrics)
+        return report(self, host, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop.Loop, "_report", interrupted)

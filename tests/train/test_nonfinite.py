@@ -13,7 +13,7 @@ from arcticjax.config import load_config
 from arcticjax.parallel import mesh as meshes
 from arcticjax.parallel.mesh import AXES
 from arcticjax.step.objective import Objective
-from arcticjax.train import setup
+from arcticjax.train import setup, spikes
 from tests import tiny
 from tests.train.running import BARE, lines, same, train
 
@@ -52,8 +52,9 @@ def run(folder, directory, nonfinite, *sets):
     return CheckpointStore(folder / directory / "checkpoints")
 
 
-def test_skipping_leaves_the_weights_and_goes_on(tmp_path, poison):
+def test_skipping_leaves_the_weights_and_goes_on(tmp_path, poison, monkeypatch):
     poison(5)
+    monkeypatch.setattr(spikes.Spikes, "look", lambda self, source, loss: f"odd {loss > 0}")
     store = run(tmp_path, "run", "skip", "checkpoint.save_every_steps=1")
     before, at, after = (store.restore_params(step) for step in (4, 5, 6))
     assert same(before, at) and not same(at, after)
@@ -64,7 +65,11 @@ def test_skipping_leaves_the_weights_and_goes_on(tmp_path, poison):
     assert (dump["source"], len(dump["records"])) == (told[4]["source"], 16)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["nonfinite_steps"], result["pairs"]) == (1, 7 * 16)
-    assert "1 of train.nonfinite_limit = 10" in (tmp_path / "run" / "train.log").read_text()
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "1 of train.nonfinite_limit = 10" in log
+    # What is not finite is no spike.
+    assert result["loss_spikes"] == log.count(": odd True; the step stands") == 7
+    assert "step 6: odd True" in log
 
 
 @pytest.mark.parametrize(("bad", "lost"), [(5, (4, 5)), (6, (4, 5, 6)), (2, (1, 2))])

@@ -13,7 +13,7 @@ import pytest
 from launch.local import environments
 from tests import tiny
 from tests.train.running import ROOT, finish, losses, same, start, weights
-from tests.train.test_train_resume import LONG
+from tests.train.test_train_resume import LONG, STEPS
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiler")]
 
@@ -46,10 +46,33 @@ def test_sigterm_to_one_saves_the_same_step_in_both(straight, tmp_path, told):
     wait_for_step(tmp_path, 30, processes)
     processes[told].send_signal(signal.SIGTERM)
     saved = {
-        re.search(r"asked to stop: saved step (\d+) of 120", finish(process, 42))[1]
+        re.search(rf"asked to stop: saved step (\d+) of {STEPS}", finish(process, 42))[1]
         for process in processes
     }
     assert len(saved) == 1
+    for process in both(file):
+        finish(process)
+    assert losses(tmp_path) == losses(straight)
+    assert same(weights(tmp_path), weights(straight))
+
+
+def test_sigterm_to_one_before_the_first_step_of_a_resumed_run_stops_both(straight, tmp_path):
+    file = tiny.run_config(tmp_path, **TWO)
+    processes = both(file)
+    wait_for_step(tmp_path, 30, processes)
+    processes[0].send_signal(signal.SIGTERM)
+    begun = {re.search(r"saved step (\d+) of", finish(one, 42))[1] for one in processes}
+    processes = both(file)
+    said = ""
+    while "compiles" not in said:
+        line = processes[0].stdout.readline()
+        assert line, said
+        said += line
+    processes[1].send_signal(signal.SIGTERM)
+    ended = [finish(one, 42).splitlines()[-1] for one in processes]
+    # At the end of compiling, or where that took less than jax's look at its signals, in a step.
+    saved = {re.search(r"asked to stop: .*step (\d+)", one)[1] for one in ended}
+    assert len(saved) == len(begun) == 1 and int(*begun) <= int(*saved) < STEPS
     for process in both(file):
         finish(process)
     assert losses(tmp_path) == losses(straight)

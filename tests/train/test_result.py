@@ -31,6 +31,7 @@ KEYS = [
     "evaluations",
     "export",
     "nonfinite_steps",
+    "loss_spikes",
 ]
 
 
@@ -49,6 +50,7 @@ def fields(**changes):
         "evaluations": {"before": {"t": {"ndcg_at_10": 0.25}}},
         "export": "RUN/export",
         "nonfinite_steps": 0,
+        "loss_spikes": 0,
         **changes,
     }
 

@@ -56,7 +56,7 @@ def test_a_run_leaves_what_the_documentation_promises(done):
     assert set(result) == {
         "status", "steps", "pairs", "seconds", "seconds_to_first_step", "pairs_per_second",
         "tokens_per_second", "fill", "compiled_shapes", "peak_memory_bytes", "evaluations",
-        "export", "nonfinite_steps",
+        "export", "nonfinite_steps", "loss_spikes",
     }  # fmt: skip
     assert (result["status"], result["steps"], result["pairs"]) == ("done", 8, 8 * 16)
     assert 0.5 < result["fill"] <= 1
