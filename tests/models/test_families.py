@@ -357,3 +357,25 @@ def test_true_shapes_equal_torch(preset):
         difference = np.abs(got_KD[slot] - expected_D).max()
         print(f"{preset}, {lengths[slot]} tokens: largest difference {difference:.2e}")
         assert difference <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("preset", ["m-long", "modernbert-base"])
+def test_true_lengths_equal_torch(preset):
+    """A text of 8,192 tokens, far past where rotary positions were trained or windows end; of the
+    true shape but for the vocabulary, which takes memory and no part in it."""
+    spec = dataclasses.replace(PRESETS[preset], vocab_size=4000, pad_token_id=0)
+    model = torch_model(spec, deviation=0.03)
+    model.set_attn_implementation("sdpa")  # eager attention would hold all scores at once
+    params = from_torch(spec, model)
+    tokens_RS = np.random.default_rng(0).integers(2, 4000, (1, 8192)).astype(np.int32)
+    embed = functools.partial(Encoder(spec).embed, pooling="mean", attention="looped")
+    starts_RK, lengths_RK = np.array([[0]], np.int32), np.array([[8192]], np.int32)
+    got_D = jax.jit(embed)(params, tokens_RS, starts_RK, lengths_RK)[0, 0]
+    with torch.no_grad():
+        states_SD = model(input_ids=torch.tensor(tokens_RS).long())[0][0]
+    expected_D = torch.nn.functional.normalize(states_SD.mean(0), dim=0).numpy()
+    difference = np.abs(got_D - expected_D).max()
+    print(f"{preset}, 8192 tokens: largest difference {difference:.2e}")
+    assert difference <= 1e-5
