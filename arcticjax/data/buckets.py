@@ -13,7 +13,6 @@ import os
 import random
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from arcticjax.config import SourceConfig
+from arcticjax.data import record_files
 from arcticjax.errors import ConfigError, DataError, ResourceError
 
 SCHEME = "s3"
@@ -113,7 +113,8 @@ def _copy(
     store: fs.FileSystem, place: str, found: list[fs.FileInfo], target: Path, where: str
 ) -> None:
     """Copies all objects below `target`, which is there whole or not at all."""
-    temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex}.tmp")
+    with _explained(target):
+        temporary = record_files.temporary_folder(target)
     try:
         for one in found:
             path = temporary / _relative(one, place)
@@ -129,6 +130,7 @@ def _copy(
             # The key of what is tokenised from it.
             os.utime(path, ns=(one.mtime_ns or 0, one.mtime_ns or 0))
         with _explained(target):
+            temporary.chmod(0o755)
             try:
                 temporary.rename(target)
             except OSError:

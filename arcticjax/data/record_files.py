@@ -1,4 +1,4 @@
-"""Files of a stored source while it is written: shards, sidecars, the folder they grow in."""
+"""Files of a source while it is written: shards, sidecars, the folder they grow in."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def remove_abandoned(directory: Path) -> None:
         if not process.isdigit() or Path(f"/proc/{process}").exists() or not Path("/proc").exists():
             continue
         try:
-            newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+            newest = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
         except OSError:
             continue
         if time.time() - newest > 600:
