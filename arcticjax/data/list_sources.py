@@ -304,22 +304,21 @@ def _from_own_ids(
         one for part in parts for ids in (part.candidate_ids, part.positive_ids) for one in ids
     }
     numbers: dict[str, int] = {}
-    for name, text in training_sets.beir_texts(source, root, "corpus"):
+    key, known = next(iter(source.parents), None), False
+    for where, name, text, record in training_sets.beir_records(source, root, "corpus"):
+        parent = None
+        if key is not None:
+            known |= key in record
+            (parent,) = _parents(record.get(key), where)
         if name in needed:
             # A document without text says nothing, as a positive or as a negative.
             numbers[name] = writer.document(text) if text else -1
-    if source.parents:
-        key, known = source.parents[0], False
-        for where, name, record in training_sets.beir_records(source, root, "corpus"):
-            known |= key in record
-            (parent,) = _parents(record.get(key), where)
-            if numbers.get(name, -1) >= 0:
+            if text:
                 writer.parent(numbers[name], parent)
-        if not known:
-            raise DataError(
-                f"source {source.name!r}: no document in {root} has the key {key!r} that parents "
-                "names"
-            )
+    if key is not None and not known:
+        raise DataError(
+            f"source {source.name!r}: no document in {root} has the key {key!r} that parents names"
+        )
     queries = dict(training_sets.beir_texts(source, root, "queries"))
     for part in parts:
         missing = [one for one in part.candidate_ids if one not in numbers]

@@ -5,9 +5,8 @@ each, told apart by the id of their text, so that documents of equal text are on
 query q, `positives[positive_starts[q] : positive_starts[q + 1]]` are numbers of documents, with the
 teacher's scores beside them (NaN = unknown); candidates likewise, best first. Where it is known of
 which larger documents the documents are pieces, `document_parents` holds a 64-bit id of these for
-each, 0 = none. Nothing is cut: which
-candidates become negatives is decided when batches are drawn (`arcticjax.data.negatives`). The
-folder appears complete or not at all, and never changes.
+each, 0 = none. Nothing is cut: which candidates become negatives is decided when batches are drawn
+(`arcticjax.data.negatives`). The folder appears complete or not at all, and never changes.
 
 Axis letters: Q queries, D documents, K candidates of a query, P positives of a query, H hashes of a
 signature.
@@ -114,8 +113,7 @@ class StoredLists:
 
 
 class ListWriter:
-    """Writes the files of stored lists, in memory that grows with the number of texts alone; open
-    while entered, unless finished before."""
+    """Writes the files of stored lists, in memory that grows with the number of texts alone."""
 
     def __init__(self, folder: Path, name: str, tokenizer: TextTokenizer) -> None:
         self._name = name
@@ -134,10 +132,8 @@ class ListWriter:
         for what in self._ends:
             self._files[f"{what}_starts"].add([0])
 
-    def __enter__(self) -> ListWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Closes all files, whole or not."""
         with contextlib.ExitStack() as stack:  # one that fails must not leave the others open
             for one in (*self._sides.values(), *self._files.values()):
                 stack.callback(one.close)
@@ -194,7 +190,7 @@ class ListWriter:
             parents = SidecarWriter(self._folder / "document_parents.npy", _IDS)
             self._files["document_parents"] = parents
             parents.add([self._parents.get(number, 0) for number in numbers])
-        self.__exit__()
+        self.close()
         queries, documents = (len(self._sides[side]) for side in ("query", "document"))
         if not queries:
             raise DataError(f"source {self._name!r} holds no queries; point its path at records")
@@ -293,7 +289,7 @@ def write(
     try:
         temporary = record_files.temporary_folder(directory)
         try:
-            with ListWriter(temporary, name, tokenizer) as writer:
+            with contextlib.closing(ListWriter(temporary, name, tokenizer)) as writer:
                 fill(writer)
                 manifest = writer.finish()
             (temporary / MANIFEST).write_text(record_format.to_json(manifest), encoding="utf-8")

@@ -94,23 +94,21 @@ def beir_folder(source: SourceConfig) -> Path:
 
 def beir_texts(source: SourceConfig, folder: Path, what: str) -> Iterator[tuple[str, str]]:
     """(id, text) of each line of `what`.jsonl[.gz]; a document may be empty."""
-    for where, name, record in beir_records(source, folder, what):
-        text = titled(record)
-        if not isinstance(text, str):
-            raise DataError(f"{where}: needs _id and text")
+    for _, name, text, _ in beir_records(source, folder, what):
         yield name, text
 
 
 def beir_records(
     source: SourceConfig, folder: Path, what: str
-) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(where it stands, id, all fields) of each line of `what`.jsonl[.gz]."""
+) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """(where it stands, id, text, all fields) of each line of `what`.jsonl[.gz]."""
     file = _one_of(source, folder, f"{what}.jsonl", f"{what}.jsonl.gz")
     for number, record in adapters.json_lines(source, file):
-        where, name = f"source {source.name!r}, {file}, line {number}", record.get("_id")
-        if not isinstance(name, str):
+        where = f"source {source.name!r}, {file}, line {number}"
+        name, text = record.get("_id"), titled(dict(record))
+        if not isinstance(name, str) or not isinstance(text, str):
             raise DataError(f"{where}: needs _id and text")
-        yield where, name, dict(record)
+        yield where, name, text, dict(record)
 
 
 def _place(source: SourceConfig) -> tuple[Path, dict[str, str]]:
