@@ -52,8 +52,8 @@ def serve() -> Iterator[Store]:
             store.requests.append((method, name))
             fault = store.fault(number, method, name)
             if isinstance(fault, int):
-                code = "SlowDown" if fault == 503 else "TooManyRequests"
-                return self._send(fault, f"<Error><Code>{code}</Code></Error>".encode())
+                codes = {403: "AccessDenied", 429: "TooManyRequests", 503: "SlowDown"}
+                return self._send(fault, f"<Error><Code>{codes[fault]}</Code></Error>".encode())
             query = parse_qs(url.query)
             if "list-type" in query:
                 return self._send(200, _listing(store, name.rstrip("/"), query))

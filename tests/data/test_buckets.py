@@ -90,6 +90,12 @@ def test_a_store_that_never_answers_is_an_error_that_says_so(store, tmp_path, mo
     assert not list((tmp_path / "buckets").iterdir())
 
 
+def test_what_is_denied_is_not_asked_for_again(store, tmp_path):
+    store.fault = lambda number, method, name: 403 if method == "GET" and "json" in name else None
+    with pytest.raises(DataError, match="at try 1 of 6; look at the address, the credentials"):
+        copied(store, "data/set", tmp_path)
+
+
 def test_what_is_listed_late_is_noticed_while_it_is_copied(store, tmp_path):
     store.hidden = {"data/set/more/b.jsonl"}
 

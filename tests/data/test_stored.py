@@ -320,17 +320,21 @@ def test_an_existing_source_is_used_only_if_it_is_the_same(tmp_path, tokenizer, 
 
 def test_abandoned_folders_are_removed(tmp_path, tokenizer):
     prefix = record_files._temporary_prefix(tmp_path / "s")
-    old, alive, fresh = (
-        tmp_path / f"{prefix}{process}-x" for process in (4_000_001, os.getpid(), 4_000_002)
-    )
-    for folder in (old, alive, fresh):
+    old, alive, _fresh, deep = folders = [
+        tmp_path / f"{prefix}{process}-x"
+        for process in (4_000_001, os.getpid(), 4_000_002, 4_000_003)
+    ]
+    for folder in folders:
         folder.mkdir()
         (folder / "shard-0").touch()
-    for folder in (old, alive):
-        for path in (folder / "shard-0", folder):
-            os.utime(path, (1e9, 1e9))
+    (deep / "more").mkdir()
+    (deep / "more" / "fresh").touch()
+    for folder in (old, alive, deep):
+        for path in (folder / "shard-0", folder / "more", folder):
+            if path.exists():
+                os.utime(path, (1e9, 1e9))
     write(tmp_path / "s", make_pairs(2), tokenizer)
-    assert [folder.exists() for folder in (old, alive, fresh)] == [False, True, True]
+    assert [folder.exists() for folder in folders] == [False, True, True, True]
 
 
 def test_a_disk_fault_is_a_resource_error(tmp_path, tokenizer, monkeypatch):
