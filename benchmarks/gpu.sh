@@ -3,8 +3,8 @@
 #
 #   benchmarks/gpu.sh OUT [LIMIT_SECONDS]
 #
-# Tables go to stdout and, with JSON beside them, into the folder OUT. The training figures compile
-# side by side first, then take turns; of the rest, what would begin after LIMIT_SECONDS (400) is
+# Tables go to stdout and, with JSON beside them, into the folder OUT. Training figures compile side
+# by side first, four at a time (what compilers try takes memory, too), then take turns; of the rest, what would begin after LIMIT_SECONDS (400) is
 # left out and named, so that the call ends within some nine minutes. It installs nothing: $PYTHON
 # must find arcticjax's packages, a jax that sees the GPU, torch and sentence-transformers. PAIRS
 # names a Parquet file with columns query and document; without it, the docstrings of the packages
@@ -56,6 +56,7 @@ await() {
     echo "== $name failed:"
     tail -n 5 "$out/$name.log"
   done
+  waiting=()
 }
 
 finish() {
@@ -78,6 +79,7 @@ throughput pretrain_m --model m --shapes 32/256 --batches 256 "${common[@]}"
 throughput pretrain_xs --model xs --shapes 32/256 --batches 1024 "${common[@]}"
 throughput pretrain_s --model s --shapes 32/256 --batches 512 "${common[@]}"
 throughput pretrain_l --model l --shapes 32/256 --batches 128 "${common[@]}"
+await
 throughput finetune_m --model m --shapes 64/512 --batches 128 "${common[@]}"
 throughput dense_m --model m --shapes 32/256 --batches 256 --dense "${common[@]}"
 throughput cached_m --model m --shapes 32/256 --batches 1024 --steps 1 --turns 3 --warm 1 \
@@ -91,5 +93,5 @@ run encode benchmarks.encode "${pairs[@]}" --model m --dtype bfloat16 --threads 
 run loss benchmarks.loss --threads 0 --dtype bfloat16 --batches 8192 32768 --widths 768
 run encode_float32 benchmarks.encode "${pairs[@]}" --model m --threads 0 --count 1024 --caps 256 \
   --repeats 2
-run attention benchmarks.attention --implementations xla cudnn
+run attention benchmarks.attention --implementations xla cudnn packed
 finish

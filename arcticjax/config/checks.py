@@ -8,6 +8,7 @@ reading such a field raises `Unknown`, and the rule that did so is left out.
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -360,11 +361,25 @@ def _whole_share(config: Any) -> Iterator[Problem]:
 
 def _fused_attention(config: Any) -> Iterator[Problem]:
     wanted, precision = config.train.attention, config.train.precision
-    if wanted in ("cudnn", "splash") and precision != "bfloat16":
+    if wanted in ("cudnn", "packed", "splash") and precision != "bfloat16":
         yield (
             ("train", "attention"),
             f"{wanted} computes in bfloat16, train.precision is {precision}; set one of the two "
             "otherwise (xla or auto)",
+        )
+
+
+def _ladder(config: Any) -> Iterator[Problem]:
+    ladder = config.train.ladder
+    if ladder == "auto" or not ladder:
+        return
+    if any(one >= other for one, other in itertools.pairwise(ladder)):
+        yield ("train", "ladder"), "rungs must ascend; sort them and leave out repeated ones"
+    if config.train.passes == "two":
+        yield (
+            ("train", "ladder"),
+            "a rung keeps all activations, which train.passes: two rules out; remove one of the "
+            "two",
         )
 
 
@@ -471,6 +486,7 @@ _RULES: tuple[Callable[[Any], Iterator[Problem]], ...] = (
     _decay_fits,
     _whole_share,
     _fused_attention,
+    _ladder,
     _matryoshka_twice,
     _equal_slices,
     _task_names,

@@ -305,6 +305,14 @@ class TrainConfig(Section):
         "encode a second time instead, in a small constant memory and a third more computing. "
         "auto: one where that takes at most a quarter of a device's memory.",
     )
+    ladder: Literal["auto"] | Annotated[list[Positive], Field(max_length=8)] = Field(
+        default="auto",
+        description="Ascending numbers of rows: a batch that needs no more on any device than one "
+        "of them is encoded in one piece of that many, all its activations kept and none copied; "
+        "each takes a program of its own to compile, larger batches go in microbatches and two "
+        "passes. auto: on GPUs up to two from sampled batches, where those activations take at "
+        "most a quarter of a device's memory or passes is one; else none. []: none.",
+    )
     remat: Literal["auto", "none", "dots", "named", "full"] = Field(
         default="auto",
         description="What is kept of a layer for its backward pass: all (none recomputed), the "
@@ -312,13 +320,14 @@ class TrainConfig(Section):
         "(named), or the layer's input (full: all recomputed). auto: dots; on a CPU named with one "
         "pass, none with two.",
     )
-    attention: Literal["auto", "xla", "looped", "cudnn", "splash"] = Field(
+    attention: Literal["auto", "xla", "looped", "cudnn", "packed", "splash"] = Field(
         default="auto",
         description="How attention is computed in training: by the compiler, for all heads at once "
-        "(xla) or for one after another (looped), both on any device and in any precision; by "
-        "cuDNN (NVIDIA GPUs) or by the splash kernel (TPUs, rows of a multiple of 128 tokens), "
-        "these two in bfloat16 only. auto: the fastest by the package's table of measurements; xla "
-        "where it has none.",
+        "(xla) or for one after another (looped), both on any device and in any precision; on "
+        "NVIDIA GPUs by cuDNN or by kernels that skip what lies between texts (packed, rows of a "
+        "multiple of 64 tokens); on TPUs by the splash kernel (rows of a multiple of 128 tokens); "
+        "these three in bfloat16 only. auto: the fastest by the package's table of measurements; "
+        "xla where it has none.",
     )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",

@@ -13,8 +13,10 @@ M microbatches, G rows of a microbatch, S row length, K slots of a row.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -23,6 +25,9 @@ from scipy.sparse import csgraph
 # A text of fewer tokens than this still takes this share of a row's slots: [CLS], a few words,
 # [SEP].
 TOKENS_PER_SLOT = 8
+# What a row that is encoded in turns costs over one of a rung, which is encoded at once: with two
+# passes a third more computing, with one the copies of activations (an H200 traced).
+IN_TURN_COST = {"two": 1.4, "one": 1.2}
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class Shapes:
 
     devices: N; pairs: b, queries of a device; row_length: S; rows: G; query_length,
     document_length: caps with special tokens and prompt; positives, negatives: documents that a
-    query brings at most.
+    query brings at most. ladder: ascending numbers of rows; a batch that needs no more on any
+    device is encoded at once, in so many, instead of in microbatches.
     """
 
     devices: int
@@ -42,6 +48,7 @@ class Shapes:
     document_length: int
     positives: int = 1
     negatives: int = 0
+    ladder: tuple[int, ...] = ()
 
     @property
     def slots(self) -> int:
@@ -73,6 +80,20 @@ class Shapes:
         one = self.documents + -(-self.pairs // queries_per_row)
         two = -(-self.texts // texts_per_row) + 1
         return -(-min(one, two) // self.rows)
+
+    def rung(self, used: Any) -> tuple[Any, Any, Any]:
+        """For the rows in use on the fullest device, one number or an array, also of jax: whether
+        a rung of the ladder encodes them, the first that can hold them (the last, if none can), and
+        how many rows are encoded then: those of the rung, else those of the microbatches."""
+        in_turn = -(-used // self.rows) * self.rows
+        if not self.ladder:
+            return used < 0, 0 * used, in_turn
+        rung = sum((used > rows) * 1 for rows in self.ladder[:-1]) + 0 * used
+        rows = self.ladder[0] + sum(
+            (used > one) * (other - one) for one, other in itertools.pairwise(self.ladder)
+        )
+        fits = (used <= self.ladder[-1]) & (rows <= in_turn * IN_TURN_COST["two"])
+        return fits, rung, fits * rows + (1 - fits) * in_turn
 
 
 @dataclass(frozen=True)
@@ -272,6 +293,30 @@ def choose_rows(
         )
 
     return min(choices, key=cost)
+
+
+def choose_ladder(row_counts: Sequence[int], rows: int, most: int = 2) -> tuple[int, ...]:
+    """At most so many rungs, multiples of 8 rows, that cost least over sampled row counts; none
+    where one pass in microbatches of `rows` rows costs less. A further rung compiles a further
+    program, so it must save 2 %."""
+    # Batches that were not sampled are a little larger or smaller.
+    counts = np.outer(row_counts, (0.98, 1.0, 1.02)).round().astype(np.int64).reshape(-1)
+    candidates = sorted({round_up(int(count), 8) for count in counts})
+    turns = -(-counts // rows) * rows
+
+    def cost(ladder: tuple[int, ...]) -> float:
+        if not ladder:
+            return float(turns.sum() * IN_TURN_COST["one"])
+        index = np.searchsorted(ladder, counts)
+        of_rung = np.append(ladder, np.inf)[index]
+        return float(np.minimum(of_rung, turns * IN_TURN_COST["two"]).sum())
+
+    best: tuple[int, ...] = ()
+    for rungs in range(1, most + 1):
+        found = min(itertools.combinations(candidates, rungs), key=cost, default=best)
+        if cost(found) < 0.98 * cost(best):
+            best = found
+    return best
 
 
 def round_up(value: int, multiple: int) -> int:

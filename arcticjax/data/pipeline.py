@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import grain.python as grain
 import numpy as np
@@ -190,6 +190,7 @@ def shapes_for(
     attention_cost: float = 1.0,
     positives: int = 1,
     negatives: int = 0,
+    ladder: Sequence[int] | Literal["auto"] = (),
 ) -> layout.Shapes:
     """The shapes of a run: given ones are kept, others chosen from sampled batches.
 
@@ -209,10 +210,16 @@ def shapes_for(
         row_length = layout.choose_row_length(
             sampled, longest, hidden_size, intermediate_size, attention_cost
         )
+    slots = row_length // layout.TOKENS_PER_SLOT
+    counts = (
+        [layout.pack(lengths, row_length, slots)[3] for lengths in sampled]
+        if rows is None or ladder == "auto"
+        else []
+    )
     if rows is None:
-        slots = row_length // layout.TOKENS_PER_SLOT
-        counts = [layout.pack(lengths, row_length, slots)[3] for lengths in sampled]
         rows = layout.choose_rows(counts, row_length, most_tokens, overhead_tokens)
+    if ladder == "auto":
+        ladder = layout.choose_ladder(counts, rows)
     return layout.Shapes(
         devices=devices,
         pairs=pairs,
@@ -222,6 +229,7 @@ def shapes_for(
         document_length=document.longest,
         positives=positives,
         negatives=negatives,
+        ladder=tuple(ladder),
     )
 
 

@@ -3,7 +3,9 @@
 `xla` and `looped` run everywhere and in every dtype; `looped` takes the heads of a row one after
 another (see `arcticjax.models.looped`). `cudnn` is NVIDIA's fused kernel through `jax.nn`, which
 takes segments and windows only as a mask [R, 1, S, S]; its packed layout is not in jax's public
-interface. `splash` is the Pallas kernel for TPUs (see `arcticjax.models.splash`), without windows.
+interface. `packed` are Pallas kernels for NVIDIA GPUs that skip what no text of a block sees (see
+`arcticjax.models.packed_attention`). `splash` is the Pallas kernel for TPUs (see
+`arcticjax.models.splash`), without windows.
 Which of them a device can run, and which one `auto` takes, is the matter of
 `arcticjax.models.attention_choice`.
 """
@@ -23,7 +25,7 @@ from arcticjax.models.precision import MASKED, matmul_precision
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
-Implementation = Literal["xla", "looped", "cudnn", "splash"]
+Implementation = Literal["xla", "looped", "cudnn", "packed", "splash"]
 # Names, to rematerialisation policies, of what attention gives and of what its backward pass needs
 # beside that.
 ATTENTION = (looped.MIXED, looped.STATISTICS)
@@ -49,6 +51,10 @@ def attend(
     """
     if implementation == "cudnn":
         return _cudnn(query_RSHK, key_RSHK, value_RSHK, visible(segments_RS, reach))
+    if implementation == "packed":
+        from arcticjax.models import packed_attention  # as splash, below
+
+        return packed_attention.attend(query_RSHK, key_RSHK, value_RSHK, segments_RS, reach)
     scaled_RSHK = query_RSHK * jnp.asarray(query_RSHK.shape[-1] ** -0.5, value_RSHK.dtype)
     if implementation == "splash":
         if reach is not None:

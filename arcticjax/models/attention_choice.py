@@ -19,7 +19,7 @@ from arcticjax.models.attention import SPLASH_NO_WINDOW, Implementation
 
 TABLE = Path(__file__).with_name("attention_times.json")
 KEY = ("platform", "device_kind", "head_size", "row_length", "dtype")
-IMPLEMENTATIONS: tuple[Implementation, ...] = ("xla", "looped", "cudnn", "splash")
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("xla", "looped", "cudnn", "packed", "splash")
 
 
 def refusal(
@@ -43,7 +43,7 @@ def refusal(
         return None
     if implementation == "splash" and windowed:
         return SPLASH_NO_WINDOW
-    needed = {"cudnn": "gpu", "splash": "tpu"}[implementation]
+    needed = {"cudnn": "gpu", "packed": "gpu", "splash": "tpu"}[implementation]
     if platform != needed:
         return f"it runs on {needed}, the devices are {platform}"
     if dtype != "bfloat16":
@@ -53,6 +53,14 @@ def refusal(
             return f"it takes heads of a multiple of 8 up to 128, the model's have {head_size}"
         if row_length % 2:
             return f"it takes rows of even length; data.row_length is {row_length}"
+    elif implementation == "packed":
+        if head_size not in (16, 32, 64, 128):
+            return f"it takes heads of 16, 32, 64 or 128, the model's have {head_size}"
+        if row_length % 64:
+            return (
+                f"it takes rows of a multiple of 64 tokens, these have {row_length} "
+                f"(data.row_length: {-(-row_length // 64) * 64} would do)"
+            )
     elif row_length % 128:
         return (
             f"it takes rows of a multiple of 128 tokens, these have {row_length} "

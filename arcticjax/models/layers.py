@@ -104,7 +104,7 @@ class Attention(nnx.Module):
         reach: Array | None = None,
     ) -> Addend:
         projections = self.query, self.key, self.value
-        if implementation == "cudnn":
+        if implementation in ("cudnn", "packed"):
             parts = [_alone(x_RSD, projection) for projection in projections]
         else:
             parts = jnp.split(_together(x_RSD, *projections), 3, axis=-1)

@@ -96,11 +96,11 @@ def project(
     chip = target.chip
     if efficiency is None:
         efficiency = EFFICIENCY_WIDE if spec.hidden_size >= 768 else EFFICIENCY_NARROW
-    slots = load.microbatches * shapes.rows * shapes.row_length
+    slots = load.microbatches * load.rows * shapes.row_length
     batch = shapes.devices * shapes.pairs
     documents = shapes.devices * shapes.documents
     # Forward, twice that backward, and forward again with two passes; attention spans whole rows.
-    times = 4 if passes == "two" else 3
+    times = 3 if passes == "one" else 4 - load.at_once
     done = times * forward_flops(spec, slots, slots * shapes.row_length, windows=False)
     # Scores of a device's queries with all documents; the backward pass computes them again.
     done += 8.0 * shapes.pairs * documents * spec.hidden_size

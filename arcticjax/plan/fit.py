@@ -35,7 +35,7 @@ def _of_training(plan: Plan, load: Load) -> Iterator[list[str]]:
     rows = [f"train.microbatch={2**power}" for power in reversed(range(_log2(plan.shapes.rows)))]
     yield from _accepted([[one] for one in rows], load)
     second: list[str] = []
-    if plan.passes == "one":
+    if plan.keeps_activations:
         second = ["train.passes=two"]
         yield from _accepted([second, *([*second, one] for one in rows)], load)
     smallest = [*second, *rows[-1:]]
@@ -53,7 +53,7 @@ def _of_training(plan: Plan, load: Load) -> Iterator[list[str]]:
 
 
 def _of_scoring(plan: Plan, load: Load) -> Iterator[list[str]]:
-    second = ["train.passes=two"] if plan.passes == "one" else []
+    second = ["train.passes=two"] if plan.keeps_activations else []
     if second:
         yield from _accepted([second], load)
     tasks = [task for task in plan.config.evaluation.tasks if task not in plan.tasks_too_large]
@@ -130,7 +130,7 @@ def _next_batch(known: dict[int, Plan]) -> int | None:
         room = (last.capacity or 0) - last.memory_bytes
         each = (last.memory_bytes - before.memory_bytes) / (fitting[-1] - fitting[-2])
         # `auto` goes over to two passes, which keep less.
-        settled = before.passes in ("two", before.config.train.passes)
+        settled = not before.keeps_activations or before.config.train.passes == "one"
         if settled and each * (guess - fitting[-1]) > room:
             return None
         most = min(_LARGEST_LEAP * fitting[-1], failing // 2)

@@ -63,6 +63,11 @@ class Plan:
         return self.train.refused is None and self._has_room_for(self.memory_bytes)
 
     @property
+    def keeps_activations(self) -> bool:
+        """Whether the step keeps those of a whole batch, at least of batches that a rung holds."""
+        return self.passes == "one" or bool(self.shapes.ladder)
+
+    @property
     def tasks_too_large(self) -> list[str]:
         """Tasks of the config whose search does not fit."""
         searches = [one for one in self.programs if one["program"] == "search"]
@@ -112,11 +117,12 @@ class Planner:
         programs.check_global_batch(config.train.global_batch, mesh.devices.size)
         work = workload.describe(config, self._lengths)
         shapes = programs.choose_shapes(config, work.spec, work.views, work.draw, work.sides, mesh)
-        load = workload.expected_load(work, shapes)
         capacity, counted = topology.memory(self.target), topology.memory_note(self.target)
         work.notes.extend([counted] if counted else [])
         with jax.set_mesh(mesh):
             program, train = self._train_step(work, shapes, mesh, capacity)
+            shapes = program.shapes
+            load = workload.expected_load(work, shapes)
             listed = [retrieval.entry(program.announcement(), train)]
             if evaluation and train.refused is None:
                 listed += self._evaluation(work, mesh, program)
@@ -179,7 +185,11 @@ class Planner:
             capacity,
             work.guide and (work.guide, work.guide.pooling),
         )
-        key = (work.config.model_dump_json(exclude={"run"}), shapes, program.encoding.passes)
+        key = (
+            work.config.model_dump_json(exclude={"run"}),
+            program.shapes,
+            program.encoding.passes,
+        )
         arguments = (program.abstract_state(), program.abstract_buffers(), program.abstract_batch())
         if key not in self._steps:
             self._steps[key] = compile_program(
@@ -244,6 +254,7 @@ def _describe(program: programs.Program) -> str:
     return (
         f"{shapes.devices} devices, {shapes.pairs} pairs each, microbatches of {shapes.rows} rows "
         f"of {shapes.row_length}, passes {program.encoding.passes}"
+        + (f", ladder of {', '.join(map(str, shapes.ladder))} rows" if shapes.ladder else "")
     )
 
 

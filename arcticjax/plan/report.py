@@ -69,6 +69,7 @@ def to_text(plan: Plan, file: str) -> str:
         f"step     {batch:,} pairs, {shapes.pairs} a device; microbatches of {shapes.rows} rows of "
         f"{shapes.row_length} tokens, {plan.load.microbatches:.1f} of at most "
         f"{shapes.microbatches} in use; passes {plan.passes}; fill {100 * plan.load.fill:.1f} %",
+        *_ladder(plan),
         "memory   "
         + ", ".join(
             f"{name.replace('_', ' ')} {_size(size)}" for name, size in plan.parts.items() if size
@@ -138,6 +139,13 @@ def _size(size: int | float) -> str:
         if size >= limit:
             return f"{size / limit:.2f} {unit}"
     return f"{size:.0f} B"
+
+
+def _ladder(plan: Plan) -> list[str]:
+    if not plan.shapes.ladder:
+        return []
+    rungs = " or ".join(map(str, plan.shapes.ladder))
+    return [f"ladder   up to {rungs} rows at once: {100 * plan.load.at_once:.0f} % of the steps"]
 
 
 def _flops(value: float) -> str:

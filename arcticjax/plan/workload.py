@@ -149,12 +149,16 @@ class Load:
     """What a step has to do, on average over sampled steps.
 
     tokens: real ones of all devices; squares: sum of the squared lengths of their texts;
-    microbatches: of a device (as many as the fullest needs); fill: real tokens / slots.
+    microbatches: of a device (as many as the fullest needs), each of so many rows; at_once: share
+    of steps in which a rung of the ladder encodes all of a device's rows; fill: real tokens /
+    slots.
     """
 
     tokens: float
     squares: float
     microbatches: float
+    rows: float
+    at_once: float
     fill: float
 
 
@@ -196,10 +200,20 @@ def expected_load(workload: Workload, shapes: layout.Shapes, samples: int = 3) -
         drawn = workload.draw.at(step)
         texts = _texts(workload, drawn, shapes.devices)
         rows = max(layout.pack(one, shapes.row_length, shapes.slots)[3] for one in texts)
-        microbatches = -(-rows // shapes.rows)
+        fits, _, encoded = shapes.rung(rows)
+        microbatches = 1 if fits else -(-rows // shapes.rows)
         every = np.concatenate(texts).astype(np.float64)
-        slots = shapes.devices * microbatches * shapes.rows * shapes.row_length
-        found.append((every.sum(), (every**2).sum(), microbatches, every.sum() / slots))
+        slots = shapes.devices * encoded * shapes.row_length
+        found.append(
+            (
+                every.sum(),
+                (every**2).sum(),
+                microbatches,
+                encoded / microbatches,
+                fits,
+                every.sum() / slots,
+            )
+        )
     return Load(*(float(mean) for mean in np.mean(found, axis=0)))
 
 

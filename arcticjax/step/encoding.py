@@ -1,8 +1,10 @@
 """How a step encodes the rows of a microbatch: without gradients, and with them, layer by layer.
 
-The forward pass leaves in buffers what each layer keeps and, last, what the last layer gives. What
-enters the first layer and how texts are pooled is cheap: the backward pass computes it again. It
-adds the gradients of a layer where they belong, so no array of all layers' stands in between.
+The forward pass leaves what each layer keeps and, last, what the last layer gives: in buffers, for
+later turns of a loop, or apart, for the same turn, with the layers written out one by one. That
+compiles longer, and nothing is copied. What enters the first layer and how texts are pooled is
+cheap: the backward pass computes it again. It adds the gradients of a layer where they belong, so
+no array of all layers' stands in between.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from arcticjax.models.pooling import normalize, pool
 from arcticjax.models.spec import Pooling
 from arcticjax.parallel.sharding import Sharding
 from arcticjax.step import activations
-from arcticjax.step.activations import Kept, Restore
+from arcticjax.step.activations import Kept, Pull, Restore
 
 Passes = Literal["one", "two"]
+# The backward pass of every layer, and what the last one gave.
+Apart = tuple[list[Pull], jax.Array]
 # `tokens` [G, S], `starts` and `lengths` [G, K] of a microbatch.
 Rows = dict[str, jax.Array]
 
@@ -36,7 +40,7 @@ class Encoding:
 
     dtype: of activations and matrix products; parameters, gradients, statistics, pooling and loss
     are float32. remat: what the backward pass of a layer computes again. attention: its
-    implementation.
+    implementation. apart: whether the second of two passes keeps activations apart.
     """
 
     encoder: Encoder
@@ -45,6 +49,7 @@ class Encoding:
     passes: Passes = "two"
     remat: Remat = "none"
     attention: Implementation = "xla"
+    apart: bool = False
 
     def embed(self, params: Any, rows: Rows, sharding: Sharding | None = None) -> jax.Array:
         """An embedding for every slot of the rows, [G * K, D]; nothing is kept.
@@ -96,6 +101,18 @@ class Encoding:
         (last,) = activations.store([last], [x_GSD], microbatch)
         return self._leave(_rest(params), x_GSD, params, rows), [*layered, last], restore
 
+    def forward_apart(
+        self, params: Any, rows: Rows, sharding: Sharding | None = None
+    ) -> tuple[jax.Array, Apart]:
+        """As `embed`, and what `backward_apart` needs."""
+        x_GSD = self._enter(params["embeddings"], params, rows)
+        layer, shared, own = self._layer(params, rows, sharding)
+        pulls = []
+        for index in range(self.encoder.spec.num_layers):
+            x_GSD, pull = _vjp(layer, x_GSD, _at(params["layers"], index), shared, _at(own, index))
+            pulls.append(pull)
+        return self._leave(_rest(params), x_GSD, params, rows), (pulls, x_GSD)
+
     def backward(
         self,
         params: Any,
@@ -113,24 +130,59 @@ class Encoding:
         """
         *layered, last = buffers
         (x_GSD,) = activations.load([last], microbatch)
-        _, pull = jax.vjp(
-            lambda rest, x_GSD: self._leave(rest, x_GSD, params, rows), _rest(params), x_GSD
-        )
-        of_rest, wanted_GSD = pull(wanted_xD)
         _, shared, own = self._layer(params, rows, sharding)
         layers = self.encoder.spec.num_layers
 
         def one(done: jax.Array, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
-            wanted_GSD, gradients = carry
             index = layers - 1 - done
             at_hand = _at(params["layers"], index), shared, _at(own, index)
             pull = restore(activations.load(layered, microbatch, index), at_hand)
+            wanted_GSD, gradients = carry
             found, wanted_GSD = pull(wanted_GSD)
             return wanted_GSD, jax.tree.map(
                 lambda total, one: total.at[index].add(one), gradients, found
             )
 
-        wanted_GSD, of_layers = lax.fori_loop(0, layers, one, (wanted_GSD, gradients["layers"]))
+        def through_layers(carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+            return lax.fori_loop(0, layers, one, carry)
+
+        return self._backward(params, rows, x_GSD, wanted_xD, gradients, through_layers)
+
+    def backward_apart(
+        self, params: Any, rows: Rows, kept: Apart, wanted_xD: jax.Array, gradients: Any
+    ) -> Any:
+        """As `backward`, of what `forward_apart` kept."""
+        pulls, x_GSD = kept
+
+        def through_layers(carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+            (wanted_GSD, gradients), found = carry, []
+            for pull in reversed(pulls):
+                of_layer, wanted_GSD = pull(wanted_GSD)
+                found.insert(0, of_layer)
+            # together, or every leaf of every layer takes a kernel of its own
+            return wanted_GSD, jax.tree.map(
+                lambda total, *parts: total + jnp.stack(parts), gradients, *found
+            )
+
+        return self._backward(params, rows, x_GSD, wanted_xD, gradients, through_layers)
+
+    def _backward(
+        self,
+        params: Any,
+        rows: Rows,
+        x_GSD: jax.Array,
+        wanted_xD: jax.Array,
+        gradients: Any,
+        through_layers: Callable[[tuple[jax.Array, Any]], tuple[jax.Array, Any]],
+    ) -> Any:
+        """From the embeddings to the token table; x_GSD: what the last layer gave;
+        through_layers: (gradient of that, gradients of the layers) -> (gradient of what entered
+        the first, gradients with this microbatch's)."""
+        _, pull = jax.vjp(
+            lambda rest, x_GSD: self._leave(rest, x_GSD, params, rows), _rest(params), x_GSD
+        )
+        of_rest, wanted_GSD = pull(wanted_xD)
+        wanted_GSD, of_layers = through_layers((wanted_GSD, gradients["layers"]))
         of_embeddings = self._backward_of_embeddings(
             params, rows, wanted_GSD, gradients["embeddings"]
         )
@@ -187,8 +239,14 @@ def _differentiate(
     layer: Callable[..., jax.Array], x_GSD: jax.Array, params: Any, shared: Any, own: Any
 ) -> tuple[jax.Array, Kept, Restore]:
     """What a layer gives, what its backward pass needs, and how it reads that."""
-    x_GSD, pull = jax.vjp(lambda params, x_GSD: layer(params, x_GSD, shared, own), params, x_GSD)
+    x_GSD, pull = _vjp(layer, x_GSD, params, shared, own)
     return x_GSD, *activations.take_apart(pull, (params, shared, own))
+
+
+def _vjp(
+    layer: Callable[..., jax.Array], x_GSD: jax.Array, params: Any, shared: Any, own: Any
+) -> tuple[jax.Array, Pull]:
+    return jax.vjp(lambda params, x_GSD: layer(params, x_GSD, shared, own), params, x_GSD)
 
 
 def _at(arrays: Any, index: jax.Array | int) -> Any:

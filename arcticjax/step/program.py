@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -91,6 +91,7 @@ class Program:
             "devices": shapes.devices,
             "pairs_per_device": shapes.pairs,
             **(lists if shapes.documents > shapes.pairs else {}),
+            **({"ladder": list(shapes.ladder)} if shapes.ladder else {}),
             "microbatches": shapes.microbatches,
             "rows": shapes.rows,
             "row_length": shapes.row_length,
@@ -202,7 +203,16 @@ def choose_shapes(
         attention_cost=_ATTENTION_COST.get(platform, 1.0),
         positives=config.data.positives,
         negatives=0 if lists is None else lists.count,
+        ladder=_wanted_ladder(config, platform),
     )
+
+
+def _wanted_ladder(config: RunConfig, platform: str) -> Sequence[int] | Literal["auto"]:
+    """Rungs, or that they are to be chosen. Copying what is kept costs a sixth of a step on a GPU;
+    elsewhere compiling longer was not seen to pay."""
+    if config.train.ladder != "auto":
+        return config.train.ladder
+    return "auto" if platform == "gpu" and config.train.passes != "two" else ()
 
 
 def make_builder(
@@ -277,13 +287,22 @@ def build(
         # An accelerator computes what lies between products faster than it reads it from memory.
         usual: Remat = "dots" if platform != "cpu" else "named" if passes == "one" else "none"
         remat = usual if train.remat == "auto" else train.remat
-        return Encoding(encoder, pooling, dtype, passes, remat, chosen_attention)
+        return Encoding(
+            encoder, pooling, dtype, passes, remat, chosen_attention, apart=platform == "gpu"
+        )
 
     chosen = encoding("two" if train.passes == "two" else "one")
     kept = steps.kept_shapes(chosen, shapes, sharding)
     needed = activations.buffer_bytes(kept)
-    declined = train.passes == "auto" and (memory is None or needed > memory // 4)
-    if declined:
+
+    def too_much(needed: int) -> bool:
+        return train.passes == "auto" and (memory is None or needed > memory // 4)
+
+    room = shapes.microbatches * shapes.rows
+    if train.ladder == "auto" and shapes.ladder and too_much(needed * shapes.ladder[-1] // room):
+        shapes = replace(shapes, ladder=())
+    declined = not shapes.ladder and too_much(needed)
+    if declined or shapes.ladder:
         chosen, kept = encoding("two"), []
     guiding = guide and Encoding(
         Encoder(guide[0]), guide[1], dtype, attention=attention("auto", guide[0])

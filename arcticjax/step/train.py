@@ -19,6 +19,7 @@ microbatches as its fullest device needs, so one static shape serves all sources
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,10 @@ from arcticjax.step.state import State, trainable
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Trainable = dict[str, Any]
-_Carry = tuple[jax.Array, jax.Array | None, Kept]
+# The embeddings of a device's texts, and those of the guide.
+_Texts = tuple[jax.Array, jax.Array | None]
+# The loss with its sums, the gradient of its parameters, those of the encoder's, the buffers.
+_Found = tuple[tuple[jax.Array, Any], Any, Any, Kept]
 
 _ROWS = ("tokens", "starts", "lengths", "places")
 
@@ -152,6 +156,7 @@ def _make_local_gradient(
 ) -> Callable[[Trainable, Kept, Batch, Any], tuple[Trainable, Kept, Metrics]]:
     """`make_gradient` on one device."""
     passes = encoding.passes
+    apart = passes == "two" and encoding.apart
 
     def on_device(
         arrays: Trainable, buffers: Kept, batch: Batch, guide_params: Any
@@ -161,62 +166,96 @@ def _make_local_gradient(
         count = jax.lax.pmax(batch["microbatches"], AXES)
         varying = _vary(arrays)
         params = varying["params"]
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        texts = _empty(encoding, shapes), None if guide is None else _empty(guide, shapes)
 
-        def rows_of(microbatch: jax.Array) -> Batch:
-            return {
-                name: jax.lax.dynamic_index_in_dim(batch[name], microbatch, 0, keepdims=False)
-                for name in _ROWS
-            }
-
-        restore: Restore
-
-        def first_pass(microbatch: jax.Array, carry: _Carry) -> _Carry:
-            nonlocal restore
-            (vectors_TD, guided_TG, buffers), rows = carry, rows_of(microbatch)
-            if passes == "one":
-                vectors_xD, buffers, restore = encoding.forward(
-                    params, rows, buffers, microbatch, sharding
-                )
-            else:
-                vectors_xD = encoding.embed(params, rows, sharding)
-            places_x = rows["places"].reshape(-1)
+        def put(texts: _Texts, rows: Batch, vectors_xD: jax.Array) -> _Texts:
+            """The embeddings of all texts, with those of some rows."""
+            (vectors_TD, guided_TG), places_x = texts, rows["places"].reshape(-1)
             if guide is not None and guided_TG is not None:
                 guided_xG = guide.embed(guide_params, rows)
                 guided_TG = guided_TG.at[places_x].set(guided_xG, mode="drop")
-            return vectors_TD.at[places_x].set(vectors_xD, mode="drop"), guided_TG, buffers
+            return vectors_TD.at[places_x].set(vectors_xD, mode="drop"), guided_TG
 
-        def second_pass(microbatch: jax.Array, carry: tuple[Any, Kept]) -> tuple[Any, Kept]:
-            nonlocal restore
-            (gradients, buffers), rows, place = carry, rows_of(microbatch), microbatch
-            if passes == "two":
-                place = 0
-                _, buffers, restore = encoding.forward(params, rows, buffers, place, sharding)
-            wanted_xD = cotangents_TD.at[rows["places"].reshape(-1)].get(mode="fill", fill_value=0)
-            gradients = encoding.backward(
-                params, rows, buffers, place, restore, wanted_xD, gradients, sharding
-            )
-            return gradients, buffers
+        def contrast(texts: _Texts) -> tuple[Any, Any, Callable[[Batch], jax.Array]]:
+            """The loss with its sums, the gradient of its parameters, and what gives that of the
+            embeddings of some rows."""
+            vectors_TD, guided_TG = texts
+            value, (learned, cotangents_TD) = jax.value_and_grad(
+                objective, argnums=(0, 1), has_aux=True
+            )(varying["loss"], vectors_TD, batch, guided_TG)
 
-        empty_TD = _empty(encoding, shapes)
-        empty_TG = None if guide is None else _empty(guide, shapes)
-        vectors_TD, guided_TG, buffers = jax.lax.fori_loop(
-            0, count, first_pass, (empty_TD, empty_TG, buffers)
-        )
-        (loss, sums), (learned, cotangents_TD) = jax.value_and_grad(
-            objective, argnums=(0, 1), has_aux=True
-        )(varying["loss"], vectors_TD, batch, guided_TG)
-        room = buffers
-        if passes == "two":  # for one microbatch at a time
-            room = _room(encoding, params, rows_of(jnp.int32(0)), sharding)
-        gradients, room = jax.lax.fori_loop(
-            0, count, second_pass, (jax.tree.map(jnp.zeros_like, params), room)
-        )
-        buffers = room if passes == "one" else []
+            def wanted(rows: Batch) -> jax.Array:
+                places_x = rows["places"].reshape(-1)
+                return cotangents_TD.at[places_x].get(mode="fill", fill_value=0)
+
+            return value, learned, wanted
+
+        def at_once(used: int) -> _Found:
+            rows = {name: _first_rows(batch[name], used) for name in _ROWS}
+            vectors_xD, kept = encoding.forward_apart(params, rows, sharding)
+            value, learned, wanted = contrast(put(texts, rows, vectors_xD))
+            gradients = encoding.backward_apart(params, rows, kept, wanted(rows), zeros)
+            return value, learned, gradients, buffers
+
+        def in_turn() -> _Found:
+            def rows_of(microbatch: jax.Array) -> Batch:
+                return {
+                    name: jax.lax.dynamic_index_in_dim(batch[name], microbatch, 0, keepdims=False)
+                    for name in _ROWS
+                }
+
+            restore: Restore
+
+            def first_pass(
+                microbatch: jax.Array, carry: tuple[_Texts, Kept]
+            ) -> tuple[_Texts, Kept]:
+                nonlocal restore
+                (texts, buffers), rows = carry, rows_of(microbatch)
+                if passes == "one":
+                    vectors_xD, buffers, restore = encoding.forward(
+                        params, rows, buffers, microbatch, sharding
+                    )
+                else:
+                    vectors_xD = encoding.embed(params, rows, sharding)
+                return put(texts, rows, vectors_xD), buffers
+
+            all_texts, kept = jax.lax.fori_loop(0, count, first_pass, (texts, buffers))
+            value, learned, wanted = contrast(all_texts)
+
+            def second_pass(microbatch: jax.Array, carry: tuple[Any, Kept]) -> tuple[Any, Kept]:
+                nonlocal restore
+                (gradients, room), rows, place = carry, rows_of(microbatch), microbatch
+                if apart:
+                    _, kept = encoding.forward_apart(params, rows, sharding)
+                    of_rows = wanted(rows)
+                    return encoding.backward_apart(params, rows, kept, of_rows, gradients), room
+                if passes == "two":
+                    place = 0
+                    _, room, restore = encoding.forward(params, rows, room, place, sharding)
+                gradients = encoding.backward(
+                    params, rows, room, place, restore, wanted(rows), gradients, sharding
+                )
+                return gradients, room
+
+            if passes == "two" and not apart:  # for one microbatch at a time
+                kept = _room(encoding, params, rows_of(jnp.int32(0)), sharding)
+            gradients, kept = jax.lax.fori_loop(0, count, second_pass, (zeros, kept))
+            return value, learned, gradients, kept if passes == "one" else buffers
+
+        used = jax.lax.pmax((batch["lengths"].sum(-1) > 0).sum(), AXES)
+        fits, rung, rows = shapes.rung(used)
+        if shapes.ladder:
+            branches = [functools.partial(at_once, rows) for rows in shapes.ladder]
+            found = jax.lax.switch(jnp.where(fits, rung, len(branches)), [*branches, in_turn])
+        else:
+            found = in_turn()
+        (loss, sums), learned, gradients, buffers = found
         pieces = trained(sharding.scatter({"params": gradients, "loss": learned}))
         squares = sum(jnp.sum(jnp.square(piece)) for piece in jax.tree.leaves(pieces))
 
         tokens = jax.lax.psum(batch["lengths"].sum().astype(jnp.float32), AXES)
-        slots = sharding.mesh.size * count * (shapes.rows * shapes.row_length)
+        slots = sharding.mesh.size * shapes.row_length * rows
         terms = jnp.maximum(sums.count, 1)
         metrics = {
             "loss": loss,
@@ -226,7 +265,7 @@ def _make_local_gradient(
             "gradient_norm": jnp.sqrt(jax.lax.psum(squares, PIECE_AXES)),
             "tokens": tokens,
             "fill": tokens / slots.astype(jnp.float32),
-            "microbatches": count,
+            "microbatches": jnp.where(fits, 1, count),
         }
         if objective.learn_temperature:
             metrics["temperature"] = objective.current_temperature(arrays["loss"])
@@ -282,6 +321,11 @@ def _room(encoding: Encoding, params: Any, rows: Batch, sharding: Sharding) -> K
             for shape, one in zip(shapes, [*of_layer, last], strict=True)
         ]
     )
+
+
+def _first_rows(array_MGx: jax.Array, rows: int) -> jax.Array:
+    """The first rows of all microbatches."""
+    return array_MGx.reshape(-1, *array_MGx.shape[2:])[:rows]
 
 
 def _empty(encoding: Encoding, shapes: Shapes) -> jax.Array:

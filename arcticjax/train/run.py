@@ -55,6 +55,7 @@ _FREE = (
     "loss.tile",
     "train.microbatch",
     "train.passes",
+    "train.ladder",
     "train.remat",
     "train.attention",
     "train.nonfinite",

@@ -91,7 +91,14 @@ BROKEN = {
         "listed twice",
     ),
     "cudnn in float32": (["train.attention=cudnn"], "train.attention", "computes in bfloat16"),
+    "packed in float32": (["train.attention=packed"], "train.attention", "computes in bfloat16"),
     "splash in float32": (["train.attention=splash"], "train.attention", "computes in bfloat16"),
+    "ladder down": (["train.ladder=[16, 8]"], "train.ladder", "must ascend"),
+    "ladder of two passes": (
+        ["train.ladder=[8]", "train.passes=two"],
+        "train.ladder",
+        "remove one of the two",
+    ),
     "unequal slices": (["mesh.data=4", "mesh.slices=3"], "mesh.slices", "take a divisor"),
     "task typo": (
         ["data.docstrings={held_out: [a]}", "evaluation.tasks=[docstring]"],

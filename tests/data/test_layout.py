@@ -1,5 +1,6 @@
 """The layout of rows and slots, against its definition."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -147,3 +148,24 @@ def test_rows_are_chosen_between_waste_and_overhead():
     )  # 17 rows: any larger power of two wastes rows
     assert layout.choose_rows([1024] * 10, 256, 4096) == 16  # no waste: as many as memory allows
     assert layout.choose_rows([37] * 10, 256, 32768, 2048) == 40  # a microbatch costs 8 rows
+
+
+def test_a_batch_takes_the_first_rung_that_holds_it_unless_turns_cost_less():
+    shapes = layout.Shapes(1, 64, 32, 4, 8, 32, ladder=(16, 40))
+    used = np.array([1, 4, 9, 15, 16, 17, 28, 29, 40, 41])
+    fits, rung, rows = shapes.rung(used)
+    assert fits.tolist() == [rows in (16, 40) for rows in rows.tolist()]
+    # 12 rows in turns cost 1.4 times as much: more than 16 at once. So do 28, and less than 40.
+    assert rows.tolist() == [4, 4, 16, 16, 16, 20, 28, 40, 40, 44]
+    assert rung[fits].tolist() == [0, 0, 0, 1, 1]
+    assert [int(one) for one in shapes.rung(17)] == [0, 1, 20]
+    assert [int(one) for one in dataclasses.replace(shapes, ladder=()).rung(17)] == [0, 0, 20]
+
+
+def test_a_ladder_is_chosen_between_waste_and_turns():
+    alike = [96, 98, 99, 100, 101, 102] * 4
+    assert layout.choose_ladder(alike, 32) == (104,)
+    # Two kinds of batches get a rung each.
+    assert layout.choose_ladder([*alike, *(2 * rows for rows in alike)], 32) == (104, 208)
+    # Of many kinds no two rungs hold enough: one pass in turns wastes less.
+    assert layout.choose_ladder(range(100, 1000, 50), 10) == ()

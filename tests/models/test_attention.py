@@ -1,7 +1,7 @@
 """Every implementation of segment attention against NumPy loops in float64.
 
-The splash kernel runs in Pallas's interpreter, its blocks half a row. cuDNN cannot run on a CPU:
-what it is given goes to jax's own attention instead.
+The kernels of Pallas run in its interpreter, splash in blocks of half a row. cuDNN cannot run on a
+CPU: what it is given goes to jax's own attention instead.
 """
 
 import functools
@@ -13,11 +13,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from arcticjax.errors import ConfigError
-from arcticjax.models import splash
+from arcticjax.models import packed_attention, splash
 from arcticjax.models.attention import attend
 
-ROWS, LENGTH, HEADS, WIDTH = 3, 256, 2, 8
-IMPLEMENTATIONS = ("xla", "looped", "cudnn", "splash")
+ROWS, LENGTH, HEADS, WIDTH = 3, 256, 2, 16
+IMPLEMENTATIONS = ("xla", "looped", "cudnn", "packed", "splash")
 
 
 def packed() -> np.ndarray:
@@ -77,11 +77,14 @@ def compiled(query, key, value, wanted, segments_RS, implementation, reach=None)
 
 @pytest.fixture(scope="module", autouse=True)
 def on_a_cpu():
-    """Splash is interpreted, in blocks of half a row; cuDNN's place is taken by jax's own."""
+    """Kernels are interpreted, splash in blocks of half a row; cuDNN's place is taken by jax's
+    own."""
     with pytest.MonkeyPatch.context() as patch:
         make, usual = splash.pallas.make_splash_mha, jax.nn.dot_product_attention
         patch.setattr(splash.pallas, "make_splash_mha", functools.partial(make, interpret=True))
         patch.setattr(splash, "_LARGEST_BLOCK", 128)
+        call = functools.partial(packed_attention.pl.pallas_call, interpret=True)
+        patch.setattr(packed_attention.pl, "pallas_call", call)
 
         def instead(*arrays, implementation, **options):
             assert implementation == "cudnn"
@@ -107,7 +110,7 @@ def test_result_and_gradients_equal_those_by_hand(implementation, dtype, toleran
         assert error <= tolerance * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("implementation", ["xla", "looped", "cudnn"])
+@pytest.mark.parametrize("implementation", ["xla", "looped", "cudnn", "packed"])
 def test_windows_equal_those_by_hand(implementation):
     """The reach is an array, as in a scan over layers."""
     query, key, value, wanted = inputs()

@@ -23,7 +23,7 @@ def test_flops_of_the_presets(preset, query, document, pair):
     spec = PRESETS[preset]
     assert costs.forward_flops(spec, 32, 32**2) / 1e9 == pytest.approx(query, rel=1e-3)
     assert costs.forward_flops(spec, 256, 256**2) / 1e9 == pytest.approx(document, rel=1e-3)
-    load = Load(tokens=288, squares=32**2 + 256**2, microbatches=1, fill=1)
+    load = Load(tokens=288, squares=32**2 + 256**2, microbatches=1, rows=2, at_once=0, fill=1)
     loss = 6 * spec.hidden_size
     assert (costs.model_flops(spec, load, 1) - loss) / 1e9 == pytest.approx(pair, rel=1e-3)
 
@@ -45,7 +45,14 @@ def test_flops_of_gates_and_windows():
 
 
 SHAPES = Shapes(256, 64, 256, 4, 32, 256)
-LOAD = Load(tokens=256 * 40 * 256.0, squares=256 * 40 * 256.0**2, microbatches=10, fill=1)
+LOAD = Load(
+    tokens=256 * 40 * 256.0,
+    squares=256 * 40 * 256.0**2,
+    microbatches=10,
+    rows=4,
+    at_once=0,
+    fill=1,
+)
 GATHER = Collective("g", "all-gather", 2**30, (tuple(range(256)),), False, "")
 
 

@@ -20,15 +20,16 @@ pytestmark = pytest.mark.usefixtures("quick_compiler")
 ROW_LENGTH = 256  # not 128, the width of what splash keeps of the softmax
 KERNELS = {
     "cudnn": ("cuda", r"@__cudnn\$fmhaScaleBiasSoftmax\(", r"@__cudnn\$fmhaScaleBiasSoftmaxBack"),
+    "packed": ("cuda", r'"attention_mix"', r'"attention_differentiate_keys"'),
     "splash": ("tpu", r'kernel_name = "splash_mha_fwd', r'kernel_name = "splash_mha_dkv'),
 }
 # Options, parameters shared by, and how often the forward kernel is in the program; the backward
 # kernel is once. Encoding again takes the forward kernel again, and so does a layer of which the
 # backward pass finds too little: splash keeps what it needs for that to itself.
 WAYS = {
-    "one pass": ({"passes": "one", "remat": "dots"}, 2, {"cudnn": 1, "splash": 2}),
-    "two passes": ({"passes": "two", "remat": "none"}, 1, {"cudnn": 2, "splash": 2}),
-    "gathered": ({"passes": "two", "remat": "full"}, 2, {"cudnn": 3, "splash": 3}),
+    "one pass": ({"passes": "one", "remat": "dots"}, 2, {"cudnn": 1, "packed": 1, "splash": 2}),
+    "two passes": ({"passes": "two", "remat": "none"}, 1, {"cudnn": 2, "packed": 2, "splash": 2}),
+    "gathered": ({"passes": "two", "remat": "full"}, 2, {"cudnn": 3, "packed": 3, "splash": 3}),
 }
 
 

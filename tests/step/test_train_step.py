@@ -98,10 +98,47 @@ def one_device(encoder, params):
 
 
 @pytest.mark.parametrize(
+    ("devices", "ladder", "options"),
+    [
+        # Rows in use: 29, 17 and 24, on the fullest of four devices 8, 5 and 7.
+        (1, (18, 24), {"apart": True, "remat": "dots"}),
+        (4, (5, 7), {"slices": 2, "fsdp": 2}),
+    ],
+    ids=str,
+)
+def test_a_batch_that_a_rung_holds_is_encoded_at_once(
+    encoder, params, plain, devices, ladder, options
+):
+    """In the smallest rung that holds it, larger ones in turns; the same gradient either way."""
+    builder = tiny.builder(devices)
+    shapes = dataclasses.replace(builder.shapes, ladder=ladder)
+    builder = dataclasses.replace(builder, shapes=shapes)
+    program = gradient_program(encoder, params, builder, devices, **options)
+    encoded = []
+    for step in range(3):
+        gradients, metrics = program(step)
+        arrays = builder(step).arrays
+        used = int((arrays["lengths"].sum(-1) > 0).sum((1, 2)).max())
+        fits = used <= ladder[-1]
+        rows = next(rows for rows in ladder if rows >= used) if fits else -(-used // 2) * 2
+        encoded.append(rows)
+        assert metrics["microbatches"] == (1 if fits else rows // 2)
+        fill = arrays["lengths"].sum() / (devices * rows * 32)
+        np.testing.assert_allclose(metrics["fill"], fill, rtol=1e-6)
+        loss, _, wanted = plain(builder, step)
+        np.testing.assert_allclose(metrics["loss"], loss, rtol=2e-6)
+        norm = float(optax.tree.norm(wanted))
+        differences = jax.tree.map(jnp.subtract, gradients, wanted)
+        for path, difference in jax.tree_util.tree_leaves_with_path(differences):
+            assert float(jnp.abs(difference).max()) < 1e-5 * norm, path
+    assert {*ladder} < {*encoded}  # every rung, and once none
+
+
+@pytest.mark.parametrize(
     "devices, rows, options",
     [
         (2, 4, {"remat": "full", "passes": "one"}),
-        (8, 1, {"remat": "dots", "slices": 2, "fsdp": 2}),
+        (8, 1, {"remat": "dots", "slices": 2, "fsdp": 2, "apart": True}),
         (8, 1, {"remat": "named", "fsdp": 4, "passes": "one"}),
     ],
     ids=str,
