@@ -28,6 +28,10 @@ class Stub:
     def shapes(self):
         return Shapes(self.devices, 4, 32, self.rows, 16, 32)
 
+    @property
+    def keeps_activations(self):
+        return self.passes == "one"
+
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):

@@ -86,6 +86,19 @@ def test_the_load_is_that_of_a_run(stored, shared):
     assert load.fill == pytest.approx(np.mean(fill))
 
 
+def test_steps_that_a_rung_takes_are_counted_as_one_piece(stored):
+    found = workload.describe(stored)
+    shapes = layout.Shapes(4, 4, 32, 1, 16, 32)
+    steps = found.draw.steps_per_epoch
+    plain = workload.expected_load(found, shapes, samples=steps)
+    assert (plain.rows, plain.at_once) == (1, 0)
+    ladder = dataclasses.replace(shapes, ladder=(3, 4))
+    load = workload.expected_load(found, ladder, samples=steps)
+    assert 0 < load.at_once <= 1 and load.microbatches < plain.microbatches
+    assert (load.tokens, load.squares) == (plain.tokens, plain.squares)
+    assert load.fill <= plain.fill
+
+
 def test_given_lengths_go_before_stored_ones(stored):
     assert workload.describe(stored, (9, 20)).views[0].name == "stand-in"
 
