@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import subprocess
 import sys
@@ -10,26 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from arcticjax.config.secrets import find_secret
 from arcticjax.errors import ConfigError
-
-# How the tokens begin that are handed out by the Hugging Face Hub, by OpenAI and Anthropic, Google,
-# GitHub, Slack, AWS and Weights & Biases; and a private key. Enough to catch a slip, no proof.
-_SECRET = re.compile(
-    r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|AIza[0-9A-Za-z_-]{20,}"
-    r"|gh[pousr]_[A-Za-z0-9]{16,}|xox[abp]-[A-Za-z0-9-]{10,}|AKIA[0-9A-Z]{16})"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-    r"|\b[A-Za-z0-9_]*(?:TOKEN|SECRET|PASSWORD|API_KEY)=\S+"
-)
 
 
 def check_no_secret(words: Sequence[str]) -> None:
     """Refuses words that hold what looks like a token: all users of a machine can read its
     command lines, and logs keep them."""
     for word in words:
-        found = _SECRET.search(word)
+        found = find_secret(word)
         if found is not None:
             raise ConfigError(
-                f"command line: {found.group()[:6]}... looks like a secret, and command lines can "
+                f"command line: {found} looks like a secret, and command lines can "
                 "be read by others and stand in logs; put NAME=value into a file that only you "
                 "can read and give it with --env-file (GKE: name a Kubernetes secret in the spec)"
             )

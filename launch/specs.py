@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Self, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from arcticjax.config import yaml_text
 from arcticjax.errors import ConfigError
 from launch.commands import check_no_secret
 from launch.flags import PRESETS
@@ -50,13 +50,20 @@ def load(file: str | Path, kind: type[SpecType]) -> SpecType:
     """Reads a spec; raises ConfigError with every problem in it."""
     path = Path(file)
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        with path.open("rb") as stream:
+            content = stream.read(yaml_text.MAX_BYTES + 1)
+        text = content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
+    if len(content) > yaml_text.MAX_BYTES:
+        raise ConfigError(f"{path}: is larger than 1 MB, so it is no spec")
+    parsed = yaml_text.parse(text)
+    if parsed.notes:
+        raise ConfigError(f"{path}: {'; '.join(map(_told, parsed.notes))}")
+    if not isinstance(parsed.value, dict):
         raise ConfigError(f"{path}: expected fields, such as name: and command:")
     try:
-        spec = kind.model_validate(content)
+        spec = kind.model_validate(parsed.value)
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
         raise ConfigError(
@@ -64,3 +71,8 @@ def load(file: str | Path, kind: type[SpecType]) -> SpecType:
         ) from None
     check_no_secret(spec.command)
     return spec
+
+
+def _told(note: yaml_text.Note) -> str:
+    line = f"line {note.line}" if note.line else ""
+    return ": ".join(filter(None, (line, ".".join(map(str, note.path)), note.message)))

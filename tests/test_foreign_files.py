@@ -1,8 +1,9 @@
 """Files that anybody may have written: whatever is in them, an answer or one clear error.
 
-Weights and configs of models: `tests/models/test_refusals.py`.
+Headers of weights: `tests/models/test_refusals.py`.
 """
 
+import gzip
 import itertools
 import json
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaging.requirements import Requirement
@@ -22,10 +24,16 @@ from arcticjax.config import load_config
 from arcticjax.config.schema import SourceConfig
 from arcticjax.data import adapters, stored
 from arcticjax.data.bad_records import BadRecords
-from arcticjax.errors import ConfigError, DataError
+from arcticjax.errors import CheckpointError, ConfigError, DataError
+from arcticjax.models.pretrained import load_pretrained
 from arcticjax.models.tokenizer import TextTokenizer
 from arcticjax.train.json_lines import read_json_lines
+from launch import specs
+from launch.gke.spec import GkeSpec
+from launch.slurm.__main__ import SlurmSpec
+from launch.tpu_vm.spec import TpuVmSpec
 from tests import tiny
+from tests.models import folders
 
 ROOT = Path(__file__).resolve().parent.parent
 ATTEMPTS = settings(max_examples=25, deadline=None)
@@ -140,6 +148,125 @@ def test_any_damage_to_a_manifest_of_a_checkpoint(tmp_path_factory, data):
 def _text(value):
     """Tells 1 from True and from 1.0, as a hash does."""
     return json.dumps(value, sort_keys=True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model's folder; a test puts its files back."""
+    root = folders.complete(tmp_path_factory.mktemp("models") / "model")
+    lengths = {"query_length": 16, "document_length": 48}
+    folders.write(root / "arcticjax.json", {"contract": lengths})
+    folders.write(root / "tokenizer_config.json", {"model_max_length": 48})
+    return root
+
+
+@given(st.data())
+@ATTEMPTS
+def test_any_value_anywhere_in_the_files_of_a_model(model, data):
+    """It loads, or the error names the folder."""
+    file = data.draw(st.sampled_from(sorted(model.rglob("*.json"))))
+    whole = json.loads(file.read_text())
+    path = data.draw(st.sampled_from(list(leaves(whole))))
+    changed = replaced(whole, path, data.draw(JSON | st.sampled_from([-1, 2**70, "../x", "/x"])))
+    file.write_text(json.dumps(changed))
+    try:
+        load_pretrained(model)
+    except (CheckpointError, ConfigError) as error:
+        assert str(model) in str(error)
+    finally:
+        file.write_text(json.dumps(whole))
+
+
+@given(st.data())
+@ATTEMPTS
+def test_any_value_anywhere_in_a_tokenizer(tmp_path_factory, data):
+    """It gives ids, or the error names the file."""
+    file = tmp_path_factory.mktemp("any") / "tokenizer.json"
+    whole = folders.tokenizer_json()
+    path = data.draw(st.sampled_from(list(leaves(whole))))
+    file.write_text(json.dumps(replaced(whole, path, data.draw(JSON | st.just(2**70)))))
+    try:
+        tokenizer = TextTokenizer.from_file(file)
+    except CheckpointError as error:
+        assert str(file) in str(error)
+        return
+    try:
+        found = tokenizer.encode(["a b", "", "query: c"])
+    except DataError:
+        return
+    assert len(found) == 3 and all(ids.dtype == np.int32 for ids in found)
+
+
+SPECS = {
+    "gke": (GkeSpec, ROOT / "launch/gke/example.yaml"),
+    "slurm": (SlurmSpec, ROOT / "launch/slurm/gpu.yaml"),
+    "tpu_vm": (TpuVmSpec, ROOT / "launch/tpu_vm/example.yaml"),
+}
+
+
+@pytest.mark.parametrize("launcher", SPECS)
+@given(data=st.data())
+@settings(max_examples=10, deadline=None)
+def test_any_value_anywhere_in_a_launch_spec(tmp_path_factory, launcher, data):
+    kind, example = SPECS[launcher]
+    whole = yaml.safe_load(example.read_text())
+    file = tmp_path_factory.mktemp("any") / "spec.yaml"
+    path = data.draw(st.sampled_from(list(leaves(whole))))
+    file.write_text(json.dumps(replaced(whole, path, data.draw(JSON))))
+    try:
+        assert isinstance(specs.load(file, kind), kind)
+    except ConfigError as error:
+        assert str(file) in str(error)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[" * 100_000, "nested deeper than 32 levels"),
+        (b"name: a\nname: b\n", "line 2: name: given twice"),
+        (b"a: &a [x]\nb: *a\n", "aliases are not read"),
+        (b"!!python/object/apply:os.system [id]", "the tag .* is not read"),
+        (b"\xff", "cannot be read"),
+        (b"", "expected fields"),
+        (b"x" * 1_000_001, "larger than 1 MB"),
+    ],
+)
+def test_yaml_traps_in_a_launch_spec(tmp_path, content, message):
+    file = tmp_path / "spec.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"{re.escape(str(file))}: .*{message}"):
+        specs.load(file, TpuVmSpec)
+
+
+@pytest.fixture(scope="module")
+def pairs_files(tmp_path_factory):
+    """The same pairs as Parquet and as gzipped JSONL."""
+    folder = tmp_path_factory.mktemp("pairs")
+    lines = [{"query": query, "document": document} for query, document in tiny.pairs(0, 20)]
+    packed = gzip.compress("\n".join(map(json.dumps, lines)).encode(), mtime=0)
+    (folder / "pairs.jsonl.gz").write_bytes(packed)
+    return [tiny.parquet(folder / "pairs.parquet", 0, 20), folder / "pairs.jsonl.gz"]
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["parquet", "jsonl.gz"])
+@given(data=st.data())
+@ATTEMPTS
+def test_any_damage_to_a_file_of_pairs(tmp_path_factory, pairs_files, kind, data):
+    """Pairs of texts, or an error that names source and file."""
+    good = pairs_files[kind]
+    damaged = bytearray(good.read_bytes())
+    for _ in range(data.draw(st.integers(0, 3))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):
+        del damaged[data.draw(st.integers(0, len(damaged) - 1)) :]
+    file = tmp_path_factory.mktemp("any") / good.name
+    file.write_bytes(damaged)
+    try:
+        pairs = list(adapters.read_pairs(SourceConfig(name="any", path=str(file))))
+    except DataError as error:
+        assert f"source 'any', {file}" in str(error)
+    else:
+        assert all(text.strip() for pair in pairs for text in pair)
 
 
 @given(st.lists(st.binary(max_size=40) | JSON.map(lambda value: json.dumps(value).encode())))

@@ -1,5 +1,6 @@
 """The front door says what works: its commands are those that CI runs, its fields exist."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -83,9 +84,27 @@ def test_every_command_on_a_page_exists(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_test_on_a_page_exists(page):
-    for file, test in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text()):
-        assert f"def {test}(" in (ROOT / file).read_text(), f"{file}::{test}"
+def test_every_test_on_a_page_exists_and_is_marked_as_there(page):
+    """(slow) or (extra tpu) stands behind a test of which no case is in the default run."""
+    for file, test, said in re.findall(
+        r"`(tests/[\w/]+\.py)::(\w+)`(?: \((slow|extra tpu)\))?", page.read_text()
+    ):
+        assert said == _mark(ROOT / file, test), f"{file}::{test}"
+
+
+def _mark(file, test):
+    module = ast.parse(file.read_text())
+    [function] = [
+        node for node in ast.walk(module) if isinstance(node, ast.FunctionDef) and node.name == test
+    ]
+    marks = list(function.decorator_list)
+    for node in module.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark":
+            marks += node.value.elts if isinstance(node.value, ast.List) else [node.value]
+    words = {ast.unparse(mark).partition("(")[0] for mark in marks}
+    if "pytest.mark.slow" in words:
+        return "slow"
+    return "extra tpu" if "pytest.mark.tpu" in words else ""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

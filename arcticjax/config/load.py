@@ -14,6 +14,7 @@ from arcticjax.config import yaml_text
 from arcticjax.config.checks import Unknown, nearest
 from arcticjax.config.fields import Path, Place, field_names, longest, place, root
 from arcticjax.config.schema import CROSS_FIELD, Root, RunConfig
+from arcticjax.config.secrets import find_secret
 from arcticjax.errors import ConfigError
 
 _PART = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]+")
@@ -34,11 +35,15 @@ def load(schema: type[Config], path: str | FilePath, overrides: Sequence[str] = 
 
     Raises:
         ConfigError: every problem of the file and of the overrides, each with file and line or
-            override, dotted path, value, what was expected and the nearest valid name.
+            override, dotted path, value, what was expected and the nearest valid name; or, before
+            all others and without its value, the first that looks like a secret.
     """
     loading = _Loading(str(path), schema)
     values = loading.read(FilePath(path))
+    _refuse_secrets(str(path), values)
     for override in overrides:
+        dotted, _, raw = override.partition("=")
+        _refuse_secrets(f"--set {dotted}", raw)
         loading.override(values, override)
     if not loading.readable:
         raise loading.error()
@@ -66,6 +71,18 @@ def differences(a: Config, b: Config) -> list[tuple[str, Any, Any]]:
     Lists of unequal length, and sections that only one config has, are given whole.
     """
     return list(_differences((), a.model_dump(), b.model_dump()))
+
+
+def _refuse_secrets(where: str, value: Any, path: Path = ()) -> None:
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_secrets(where, item, (*path, key))
+    elif isinstance(value, str) and (found := find_secret(value)) is not None:
+        raise ConfigError(
+            f"{': '.join(filter(None, (where, _dotted(path))))}: {found} looks like a secret, and "
+            "the config is copied into the run's files; no field takes one. What needs a token "
+            "reads it from the environment (HF_TOKEN)"
+        )
 
 
 def _differences(path: Path, a: Any, b: Any) -> list[tuple[str, Any, Any]]:

@@ -284,7 +284,7 @@ def _read_settings(folder: Path) -> _Settings:
             f"(transformer_task {task!r}, query_expansion), which is not supported"
         )
     # Only what sentence-transformers' own files cannot say is taken from ours.
-    ours = read_json(folder / "arcticjax.json", required=False).get("contract", {})
+    ours = _read_own_lengths(folder / "arcticjax.json")
     longest = transformer.get("max_seq_length")
     if longest is None:
         tokenizer_settings = read_json(encoder_folder / "tokenizer_config.json", required=False)
@@ -300,6 +300,20 @@ def _read_settings(folder: Path) -> _Settings:
         document_length=_whole(document_length, longest),
         lower_case=bool(transformer.get("do_lower_case")),
     )
+
+
+def _read_own_lengths(file: Path) -> dict[str, int | None]:
+    """The lengths of queries and documents that the export wrote down, in tokens."""
+    contract = read_json(file, required=False).get("contract", {})
+    if not isinstance(contract, dict):
+        raise CheckpointError(f"{file}: 'contract' is not a JSON object")
+    lengths = {name: contract.get(name) for name in ("query_length", "document_length")}
+    for name, length in lengths.items():
+        if length is not None and (type(length) is not int or length < 1):
+            raise CheckpointError(
+                f"{file}: contract.{name} is {length!r}, not a positive whole number"
+            )
+    return lengths
 
 
 def _module_folders(folder: Path, modules: list[Any]) -> dict[str, Path]:

@@ -2,8 +2,8 @@
 
 Explicit start, for any machine: `ARCTICJAX_COORDINATOR=host:port`, `ARCTICJAX_PROCESSES=n`,
 `ARCTICJAX_PROCESS=i` in the environment of each process (they differ per process, so they are not
-part of the config). Otherwise Slurm, Open MPI, Cloud TPU and GKE are recognised by the variables
-that jax itself detects them by.
+part of the config). Otherwise Slurm, Open MPI and TPU slices of GKE are recognised by the variables
+that jax itself detects them by; TPU VMs need the explicit start.
 """
 
 from __future__ import annotations

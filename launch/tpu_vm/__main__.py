@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import stat
 import sys
 import tempfile
@@ -64,6 +65,8 @@ class Job:
 
     def create(self) -> int:
         """Asks for the slices, unless that was done."""
+        # What would end the set-up is said before anything is paid for.
+        self._environment_file()
         if not self.runner.dry_run and self._resource() is not None:
             print(f"{self.spec.name} is there already")
             return 0
@@ -85,9 +88,10 @@ class Job:
             archive, environment = f"{folder}/code.tar.gz", f"{folder}/env"
             files = [os.fspath(gcloud.WORKER_SCRIPT), archive]
             commands = [["git", "archive", "--format=tar.gz", f"--output={archive}", "HEAD"]]
-            if self.spec.env_file is not None:
+            source = self._environment_file()
+            if source is not None:
                 # Under the name that worker.sh reads.
-                commands.append(["install", "-m", "600", self._environment_file(), environment])
+                commands.append(["install", "-m", "600", source, environment])
                 files.append(environment)
             nfs = [self.spec.nfs] if self.spec.nfs is not None else []
             commands += [
@@ -144,7 +148,25 @@ class Job:
 
         The slices stay, for their logs: `delete` gives them back.
         """
-        revision, memory, said = self.revision(), babysit.Memory(), ""
+        self._environment_file()
+        revision = self.revision()
+        try:
+            return self._keep_going(revision, limits or babysit.Limits(), sleep, clock)
+        finally:
+            print(
+                f"{self.spec.name}: the slices are still there, for their logs, and cost money; "
+                f"to delete them: {shlex.join(gcloud.delete(self.spec))}",
+                flush=True,
+            )
+
+    def _keep_going(
+        self,
+        revision: str,
+        limits: babysit.Limits,
+        sleep: Callable[[float], None],
+        clock: Callable[[], float],
+    ) -> int:
+        memory, said = babysit.Memory(), ""
         actions = {
             "create": self.create,
             "delete": self.delete,
@@ -154,7 +176,7 @@ class Job:
         }
         while True:
             seen = self._look(clock())
-            step, memory = babysit.decide(seen, memory, revision, limits or babysit.Limits())
+            step, memory = babysit.decide(seen, memory, revision, limits)
             if step.say != said:
                 print(f"{self.spec.name}: {step.say}", flush=True)
                 said = step.say
@@ -189,12 +211,16 @@ class Job:
             return None
         raise ConfigError(f"gcloud: {' '.join(said.split()) or f'exit code {code}'}")
 
-    def _environment_file(self) -> str:
-        """The environment file, which only its owner may read."""
-        assert self.spec.env_file is not None
+    def _environment_file(self) -> str | None:
+        """The environment file, if the spec names one; only its owner may read it."""
+        if self.spec.env_file is None:
+            return None
         source = Path(self.spec.env_file).expanduser()
         if not source.is_file():
-            raise ConfigError(f"env_file: no file {source}")
+            raise ConfigError(
+                f"env_file: no file {source}; make it (NAME=value lines, chmod 600), or take "
+                "env_file out of the spec if the run needs no tokens"
+            )
         if source.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise ConfigError(f"env_file: others can read {source}; chmod 600 {source}")
         return os.fspath(source)

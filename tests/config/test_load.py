@@ -395,6 +395,22 @@ def test_differences(write):
     ]
 
 
+@pytest.mark.parametrize("override", [True, False])
+@pytest.mark.parametrize("field", ["model.query_prompt", "run.directory"])
+def test_a_secret_is_refused_and_not_repeated(write, field, override):
+    """It would be copied into config.yaml; other problems may quote it, so it comes first."""
+    token = "hf_" + "aB3" * 10
+    if override:
+        said = report(write(MINIMAL), f"{field}=x/{token}", f"train.total_steps={token}")
+    else:
+        content = yaml.safe_load(MINIMAL)
+        section, name = field.split(".")
+        content[section][name] = token
+        said = report(write(yaml.safe_dump(content)), f"train.total_steps={token}")
+    assert f"{field}: hf_aB3... looks like a secret" in said.replace("--set ", "")
+    assert token not in said and "HF_TOKEN" in said
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_shipped_config_loads(path):
     config = load_config(path)

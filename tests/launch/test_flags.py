@@ -79,6 +79,25 @@ def test_they_are_printed_as_a_shell_reads_them(capsys):
     assert shown == "0.9\n"
 
 
+def test_the_installed_jaxlib_knows_the_flags_for_gpus():
+    """It ends the process at an unknown one, whatever the platform."""
+    given = flags.variables("gpu", {})["XLA_FLAGS"]
+    program = "from jaxlib import xla_client; xla_client.make_cpu_client(); print('started')"
+
+    def starts(arguments: str) -> bool:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "XLA_FLAGS": arguments},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode == 0 and "started" in done.stdout
+
+    assert starts(given)
+    assert not starts(f"{given} --xla_gpu_no_such_flag=true")
+
+
 _COMPILE = """
 import jax
 from arcticjax.plan import topology

@@ -146,14 +146,26 @@ def test_a_preempted_run_is_started_again_elsewhere_and_ends_well(tmp_path, capf
                                                               "done-1"]  # fmt: skip
     said = capfd.readouterr().out
     assert "job: the slices are SUSPENDED; asking again\n" in said and "job: done\n" in said
+    assert said.endswith(_STILL_THERE)
 
 
-def test_a_config_error_ends_the_babysitter_with_its_code(tmp_path):
+def test_a_config_error_ends_the_babysitter_with_its_code(tmp_path, capfd):
     cloud = Cloud(tmp_path, [None, None, "ACTIVE"])
     job = _job(tmp_path, cloud, ["python", "-c", "import sys; sys.exit(2)"])
     with _path(cloud):
         assert job.babysit(sleep=lambda seconds: time.sleep(0.2)) == 2
-    assert "delete" not in cloud.verbs()
+    assert "delete" not in cloud.verbs() and capfd.readouterr().out.endswith(_STILL_THERE)
+
+
+def test_a_babysitter_that_is_interrupted_says_what_still_costs(tmp_path, capfd):
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    cloud = Cloud(tmp_path, ["PROVISIONING"])
+    job = _job(tmp_path, cloud, ["true"])
+    with _path(cloud), pytest.raises(KeyboardInterrupt):
+        job.babysit(sleep=interrupted)
+    assert capfd.readouterr().out.endswith(_STILL_THERE)
 
 
 def test_a_machine_that_restarted_counts_as_killed(tmp_path):
@@ -188,11 +200,23 @@ def test_wrong_specs_are_refused(changes, message, tmp_path):
         load(spec_file(tmp_path, **changes), TpuVmSpec)
 
 
-def test_an_environment_file_that_others_can_read_is_refused(tmp_path, token_file):
+@pytest.mark.parametrize("verb", ["create", "setup", "babysit"])
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_nothing_is_asked_for_without_the_environment_file(
+    verb, dry_run, tmp_path, token_file, capsys
+):
+    """Slices would be paid for before the set-up finds out; a dry run would break off midway."""
+    cloud = Cloud(tmp_path, [None])
+    words = [verb, str(spec_file(tmp_path, env_file=str(token_file)))]
+    words += ["--dry-run"] if dry_run else []
     token_file.chmod(0o644)
-    job = command.Job(load(spec_file(tmp_path, env_file=str(token_file)), TpuVmSpec), Runner(True))
-    with pytest.raises(ConfigError, match="others can read"):
-        job.setup()
+    with _path(cloud):
+        with pytest.raises(ConfigError, match="others can read"):
+            command.main(words)
+        token_file.unlink()
+        with pytest.raises(ConfigError, match=r"no file .*take env_file out"):
+            command.main(words)
+    assert not (tmp_path / "calls.jsonl").exists() and not capsys.readouterr().out
 
 
 def test_gcloud_that_fails_is_not_taken_for_an_absent_job(tmp_path):
@@ -229,6 +253,10 @@ def test_gcloud_knows_every_option(verb):
                 assert f"{verb}:{word.partition('=')[0]}" in known
 
 
+_STILL_THERE = (
+    "job: the slices are still there, for their logs, and cost money; to delete them: "
+    "gcloud compute tpus queued-resources delete job --force --quiet --zone=us-west4-a\n"
+)
 _NOTE = textwrap.dedent("""
     import json, os, pathlib, sys
     names = ("COORDINATOR", "PROCESSES", "PROCESS")

@@ -285,3 +285,20 @@ def test_every_refusal_is_one_line(folder):
     with pytest.raises(ArcticError) as caught:
         load_pretrained(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {"contract": []},
+        {"contract": None},
+        {"contract": {"query_length": "16"}},
+        {"contract": {"document_length": True}},
+        {"contract": {"document_length": 0}},
+    ],
+)
+def test_an_own_file_of_other_types_is_refused(folder, content):
+    write(folder / "arcticjax.json", content)
+    with pytest.raises(CheckpointError, match=r"arcticjax\.json: "):
+        load_pretrained(folder)
