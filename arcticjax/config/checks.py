@@ -144,11 +144,11 @@ def _hard_negatives(config: Any) -> Iterator[Problem]:
             )
     if negatives is not None:
         for index, source in enumerate(data.sources):
-            if source.bad_records != "error":
+            if source.bad_records != "error" and _is_published_layout(source.path):
                 yield (
                     ("data", "sources", index, "bad_records"),
-                    "with data.negatives every record must be whole; set error, or write the "
-                    "source again without the bad ones",
+                    "files of this layout refer to each other and must be whole; set error, or "
+                    "write them again without the bad records",
                 )
     if not loss.in_batch_negatives and (negatives is None or not negatives.count):
         yield (
@@ -169,6 +169,10 @@ def _hard_negatives(config: Any) -> Iterator[Problem]:
             ("data", "docstrings"),
             "docstring sources have no hard negatives; remove it or data.negatives",
         )
+
+
+def _is_published_layout(path: str) -> bool:
+    return path.partition(":")[0] in ("arctictraining", "beir", "msmarco")
 
 
 def _brings_negatives(path: str) -> bool:

@@ -157,8 +157,9 @@ class SourceConfig(Section):
     )
     bad_records: Literal["error", "skip"] = Field(
         default="error",
-        description="What to do with a record that is no pair of texts: stop, or leave it out and "
-        "count it. Sources that are stored already hold none.",
+        description="What to do with a record that is no pair of texts, or with data.negatives no "
+        "list of them: stop, or leave it out and count it. Sources that are stored already hold "
+        "none.",
     )
     bad_records_limit: Fraction = Field(
         default=0.01, description="Share of the source's records that may be left out by skip."

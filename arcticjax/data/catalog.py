@@ -178,7 +178,7 @@ def _open_lists(
     """The sources as queries with positives and hard negatives."""
     data = config.data
     policy = Policy.from_config(negatives, data.positives, config.run.seed)
-    views = []
+    views, notes = [], []
     for source in sources:
         others = [other for other in sources if other is not source]
         found = list_sources.open_source(
@@ -190,7 +190,9 @@ def _open_lists(
                 "negatives or positives do not all have; give data.sources scores or candidates"
             )
         views.append(ListView(source.name, [found], policy, source.weight))
-    notes = [
+        if found.manifest.get("left_out"):
+            notes.append(f"{source.name}: {found.manifest['left_out']} records that are not whole")
+    notes += [
         f"{view.name}, {stage:.0%} of the run: {found}" if len(view.yields) > 1 else
         f"{view.name}: {found}"
         for view in views

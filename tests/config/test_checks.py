@@ -56,6 +56,14 @@ BROKEN = {
         "loss.guide",
         "data.negatives.thresholds",
     ),
+    "bad records of a layout": (
+        [
+            "data.negatives={count: 0}",
+            "data.sources=[{name: a, path: 'beir:a', bad_records: skip}]",
+        ],
+        "data.sources.0.bad_records",
+        "must be whole",
+    ),
     "parents of nothing": (
         ["data.negatives={count: 0}", "data.sources.0.parents=[page]"],
         "data.sources.0.parents",

@@ -368,7 +368,8 @@ def test_wrong_records_name_their_place(tmp_path, opened):
             opened(path=str(file), document="pos", negatives=["neg"], scores=["s"])
         return str(caught.value)
 
-    assert "line 2: a text is empty" in error(neg=[""])
+    assert "line 2: a text is empty" in error(query="")
+    assert "line 2: a text is not text but int" in error(neg=[7])
     assert "line 2: 1 scores for 1 documents and 1 negatives" in error(s=[0.5])
     assert "line 2: the score 'x' is not a number" in error(s=[0.5, "x"])
     assert "line 2: column 'pos' holds no document" in error(pos=[], s=[0.5])
