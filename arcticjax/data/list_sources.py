@@ -33,6 +33,8 @@ from arcticjax.errors import DataError
 from arcticjax.models.tokenizer import TextTokenizer
 
 _READ = 4096
+# Number of a document that was not seen, and of one without text.
+_NOT_FOUND, _NO_TEXT = -2, -1
 
 _log = logging.getLogger(__name__)
 
@@ -306,21 +308,12 @@ def _from_text_ids(
     numbers by id."""
     writer.left_out = pools[0].manifest.get("left_out", 0)
     own = np.unique(pools[0].query_ids)
-    parts = []
-    for part in folder.batches(group):
-        keep_Q = np.isin(part.query_ids, own)
-        if keep_Q.any():
-            parts.append((part, np.flatnonzero(keep_Q)))
-    if not parts:
+    needed = _named_ids(folder, group, own)
+    if needed is None:
         raise DataError(
             f"source {source.name!r}: {folder.directory} holds candidates for none of its "
             f"{len(own)} queries; it was mined from other data: mine again"
         )
-    needed = np.unique(
-        np.concatenate(
-            [ids for part, _ in parts for ids in (part.candidate_ids, part.positive_ids)]
-        )
-    )
     numbers = np.full(len(needed), -1, np.int64)
     _, first = np.unique(pools[0].query_ids, return_index=True)
     query_places = dict(zip(pools[0].query_ids[first].tolist(), first.tolist(), strict=True))
@@ -342,9 +335,15 @@ def _from_text_ids(
             f"{len(needed)} that the run's sources do not hold; list all sources it was mined from "
             f"({', '.join(group.sources)}) in data.sources, unchanged, or mine again"
         )
-    for part, queries in parts:
-        candidates = numbers[np.searchsorted(needed, part.candidate_ids)]
-        positives = numbers[np.searchsorted(needed, part.positive_ids)]
+    for part in folder.batches(group):
+        queries = np.flatnonzero(np.isin(part.query_ids, own))
+        if not len(queries):
+            continue
+        # What only other sources' queries name is not looked for, and not read below either.
+        candidates, positives = (
+            numbers[np.minimum(np.searchsorted(needed, ids), len(needed) - 1)]
+            for ids in (part.candidate_ids, part.positive_ids)
+        )
         identities = part.query_ids[queries].tolist()
         tokens, _ = pools[0].read(np.array([query_places[one] for one in identities]))
         for query, identity, body in zip(queries.tolist(), identities, tokens, strict=True):
@@ -353,46 +352,68 @@ def _from_text_ids(
     return dict(zip(needed.tolist(), numbers.tolist(), strict=True))
 
 
+def _named_ids(folder: CandidateFolder, group: Group, queries: np.ndarray) -> np.ndarray | None:
+    """The distinct ids, ascending, of documents in the lists of some queries; None where there is
+    none of the queries. In memory that grows with the distinct ids: lists may be larger than it."""
+    whole, fresh, found = np.zeros(0, np.uint64), [], False
+    for part in folder.batches(group):
+        keep_Q = np.isin(part.query_ids, queries)
+        found |= bool(keep_Q.any())
+        for side in ("candidate", "positive"):
+            starts = getattr(part, f"{side}_starts")
+            ids = getattr(part, f"{side}_ids")
+            fresh.append(np.unique(ids[np.repeat(keep_Q, np.diff(starts))]))
+        # Seldom enough for all of this sorting to take little more than the last.
+        if sum(map(len, fresh)) > len(whole):
+            whole, fresh = np.unique(np.concatenate([whole, *fresh])), []
+    return np.unique(np.concatenate([whole, *fresh])) if found else None
+
+
 def _from_own_ids(
     writer: ListWriter, source: SourceConfig, folder: CandidateFolder, group: Group
 ) -> None:
     """Lists that name documents by the ids of a BEIR folder."""
     root = training_sets.beir_folder(source)
-    parts = list(folder.batches(group))
-    needed = {
-        one for part in parts for ids in (part.candidate_ids, part.positive_ids) for one in ids
-    }
+    # Once for the ids alone: as Python strings, those of all lists are ten times the files.
     numbers: dict[str, int] = {}
+    queries: dict[str, str | None] = {}
+    for part in folder.batches(group):
+        for ids in (part.candidate_ids, part.positive_ids):
+            numbers.update(dict.fromkeys(ids, _NOT_FOUND))
+        queries.update(dict.fromkeys(part.query_ids))
     key, known = next(iter(source.parents), None), False
     for where, name, text, record in training_sets.beir_records(source, root, "corpus"):
         parent = None
         if key is not None:
             known |= key in record
             (parent,) = _parents([record.get(key)], where)
-        if name in needed:
+        if name in numbers:
             # A document without text says nothing, as a positive or as a negative.
-            numbers[name] = writer.document(text) if text else -1
+            numbers[name] = writer.document(text) if text else _NO_TEXT
             if text:
                 writer.parent(numbers[name], parent)
     if key is not None and not known:
         raise DataError(
             f"source {source.name!r}: no document in {root} has the key {key!r} that parents names"
         )
-    queries = dict(training_sets.beir_texts(source, root, "queries"))
-    for part in parts:
-        missing = [one for one in part.candidate_ids if one not in numbers]
-        missing += [one for one in part.query_ids if one not in queries]
-        if missing:
-            raise DataError(
-                f"source {source.name!r}: {folder.directory} names {len(missing)} texts that "
-                f"{root} does not hold, such as {missing[0]!r}; it was mined from other data: mine "
-                "again"
-            )
-        candidates = np.array([numbers[one] for one in part.candidate_ids], np.int64)
-        positives = np.array([numbers[one] for one in part.positive_ids], np.int64)
+    for name, text in training_sets.beir_texts(source, root, "queries"):
+        if name in queries:
+            queries[name] = text
+    missing = [one for one, number in numbers.items() if number == _NOT_FOUND]
+    missing += [one for one, text in queries.items() if text is None]
+    if missing:
+        raise DataError(
+            f"source {source.name!r}: {folder.directory} names {len(missing)} texts that {root} "
+            f"does not hold, such as {missing[0]!r}; it was mined from other data: mine again"
+        )
+    for part in folder.batches(group):
+        candidates, positives = (
+            np.fromiter(map(numbers.__getitem__, ids), np.int64, len(ids))
+            for ids in (part.candidate_ids, part.positive_ids)
+        )
         for query, name in enumerate(part.query_ids):
             before = writer.query_count
-            if writer.query(queries[name]) == before:
+            if writer.query(queries[name] or "") == before:
                 _write_list(writer, part, query, positives, candidates)
 
 
