@@ -130,7 +130,7 @@ def _hard_negatives(config: Any) -> Iterator[Problem]:
     negatives = data.negatives
     if negatives is None:
         for index, source in enumerate(data.sources):
-            for name in ("candidates", "negatives", "scores", "parents"):
+            for name in ("candidates", "corpus", "negatives", "scores", "parents"):
                 if getattr(source, name):
                     yield (
                         ("data", "sources", index, name),
@@ -187,6 +187,11 @@ def _one_origin_of_negatives(config: Any) -> Iterator[Problem]:
                 ("data", "sources", index, "negatives"),
                 "the source has candidates too, and a query's negatives come from one of the two; "
                 "remove one",
+            )
+        if source.corpus and not source.candidates:
+            yield (
+                ("data", "sources", index, "corpus"),
+                "only candidates are of a corpus beside the pairs; add candidates, or remove it",
             )
         if source.scores and not source.negatives:
             yield (

@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl
 import pyarrow as pa
 from pyarrow import parquet
 
+from arcticjax.config.mining import InputConfig
 from arcticjax.config.schema import SourceConfig
 from arcticjax.data.bad_records import BadRecords
 from arcticjax.data.stored import text_problem
@@ -96,6 +97,15 @@ def read_records(
                 bad.bad(DataError(_no_column(where, columns[missing], missing, list(record))))
     if not found:
         raise DataError(f"{_where(source, source.path)}: holds no records")
+
+
+def corpus_of(source: SourceConfig | InputConfig) -> SourceConfig | None:
+    """The corpus that a source or an input of mining names beside its pairs, as a source whose
+    query and document are one column; None where it names none."""
+    if source.corpus is None:
+        return None
+    column = source.corpus_column
+    return SourceConfig(name=source.name, path=source.corpus, query=column, document=column)
 
 
 def text_lines(source: SourceConfig, file: Path) -> Iterator[tuple[str, list[str]]]:

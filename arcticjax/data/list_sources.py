@@ -73,6 +73,9 @@ def open_source(
         origin["others"] = [_identity(other) for other in shared]
     else:
         shared = []
+    corpora = [one for one in map(adapters.corpus_of, (source, *shared)) if one is not None]
+    if corpora:
+        origin["corpora"] = [_identity(one) for one in corpora]
     if source.parents:
         origin["parents"] = [one.parents for one in (source, *shared)]
     key = hashlib.sha256(
@@ -87,7 +90,7 @@ def open_source(
             if group.kind == "own":
                 _from_own_ids(writer, source, folder, group)
             else:
-                pools = [pairs(one) for one in (source, *shared)]
+                pools = [pairs(one) for one in (source, *shared, *corpora)]
                 numbers = _from_text_ids(writer, source, folder, group, pools)
                 for one in (source, *shared):
                     _add_parents(writer, one, numbers)
@@ -304,8 +307,8 @@ def _from_text_ids(
     group: Group,
     pools: Sequence[StoredSource],
 ) -> dict[int, int]:
-    """Lists that name documents by the ids of their texts, which stored pairs hold; the documents'
-    numbers by id."""
+    """Lists that name documents by the ids of their texts, which stored pairs hold (the source's
+    are the first); the documents' numbers by id."""
     writer.left_out = pools[0].manifest.get("left_out", 0)
     own = np.unique(pools[0].query_ids)
     needed = _named_ids(folder, group, own)
@@ -333,7 +336,8 @@ def _from_text_ids(
         raise DataError(
             f"source {source.name!r}: {folder.directory} names {(numbers < 0).sum()} documents of "
             f"{len(needed)} that the run's sources do not hold; list all sources it was mined from "
-            f"({', '.join(group.sources)}) in data.sources, unchanged, or mine again"
+            f"({', '.join(group.sources)}) in data.sources, unchanged and with their corpus, or "
+            "mine again"
         )
     for part in folder.batches(group):
         queries = np.flatnonzero(np.isin(part.query_ids, own))

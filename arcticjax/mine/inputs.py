@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from arcticjax.config import InputConfig, MineConfig, SourceConfig
-from arcticjax.data import catalog, stored
+from arcticjax.data import adapters, catalog, stored
 from arcticjax.data.candidates import IdKind
 from arcticjax.errors import ConfigError, DataError
 from arcticjax.models.tokenizer import TextTokenizer
@@ -84,6 +84,12 @@ def open_pools(config: MineConfig, cache: Path, tokenizer: TextTokenizer) -> lis
     Raises DataError for unusable data, ConfigError for inputs that cannot share a corpus.
     """
     inputs = inputs_of(config)
+    for one in inputs:
+        if one.corpus is not None and is_beir(one):
+            raise ConfigError(
+                f"input {one.name!r}: a BEIR folder brings its own corpus; remove corpus, or save "
+                "its pairs as Parquet"
+            )
     if config.corpus == "own":
         return [
             _beir_pool(one, tokenizer)
@@ -111,16 +117,26 @@ def is_beir(one: InputConfig) -> bool:
 def _stored_pool(
     name: str, inputs: Sequence[InputConfig], cache: Path, tokenizer: TextTokenizer
 ) -> Pool:
-    parts = [_open(one, cache, tokenizer) for one in inputs]
-    view = catalog.SourceView(name, parts)
-    records = np.arange(len(view))
+    pairs = [
+        _open(SourceConfig(name=one.name, path=one.path, query=one.query, document=one.document),
+              cache, tokenizer)
+        for one in inputs
+    ]  # fmt: skip
+    corpora = [
+        _open(one, cache, tokenizer) for one in map(adapters.corpus_of, inputs) if one is not None
+    ]
+    view = catalog.SourceView(name, [*pairs, *corpora])
+    # Records of pairs come first.
+    paired = np.arange(sum(map(len, pairs)))
     query_ids, query_records, query_of = np.unique(
-        view.query_ids(records), return_index=True, return_inverse=True
+        view.query_ids(paired), return_index=True, return_inverse=True
     )
     document_ids, document_records, document_of = np.unique(
-        view.document_ids(records), return_index=True, return_inverse=True
+        view.document_ids(np.arange(len(view))), return_index=True, return_inverse=True
     )
-    positives, starts = _grouped(query_of, document_of, len(query_ids), len(document_ids))
+    positives, starts = _grouped(
+        query_of, document_of[: len(paired)], len(query_ids), len(document_ids)
+    )
     # Ids are hashes of the texts, so this is the same for every teacher's tokenizer.
     digest = hashlib.sha256()
     for array in (query_ids, document_ids, positives, starts):
@@ -138,7 +154,7 @@ def _stored_pool(
     )
 
 
-def _open(one: InputConfig, cache: Path, tokenizer: TextTokenizer) -> stored.StoredSource:
+def _open(one: SourceConfig, cache: Path, tokenizer: TextTokenizer) -> stored.StoredSource:
     path = Path(one.path).expanduser()
     if stored.has_own_manifest(path):
         found = stored.open_source(path)
@@ -151,8 +167,7 @@ def _open(one: InputConfig, cache: Path, tokenizer: TextTokenizer) -> stored.Sto
                 f"mine from {origin} instead: ids of texts are the same"
             )
         return found
-    source = SourceConfig(name=one.name, path=one.path, query=one.query, document=one.document)
-    return catalog.open_cached(source, cache, tokenizer)
+    return catalog.open_cached(one, cache, tokenizer)
 
 
 def _beir_pool(one: InputConfig, tokenizer: TextTokenizer) -> Pool:

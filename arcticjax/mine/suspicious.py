@@ -12,7 +12,7 @@ One Parquet file, whose ids `--relabel` takes as they are:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,14 +188,24 @@ def _read_texts(
                 if identity in known:
                     known[identity] = text
         return
-    if stored.has_own_manifest(Path(one.path).expanduser()):
+    for path in (one.path, one.corpus):
+        if path is None or not stored.has_own_manifest(Path(path).expanduser()):
+            continue
         raise ConfigError(
-            f"--suspicious: input {one.name!r}, {one.path}, is a stored source, which holds tokens "
+            f"--suspicious: input {one.name!r}, {path}, is a stored source, which holds tokens "
             "and no texts; give --config FILE with the files it was made from, their ids are the "
             "same"
         )
     for pair in adapters.read_pairs(source):
-        for known, text in zip((queries, documents), pair, strict=True):
-            identity = stored.text_id(text)
-            if identity in known:
-                known[identity] = text
+        _note(zip((queries, documents), pair, strict=True))
+    corpus = adapters.corpus_of(one)
+    if corpus is not None:
+        for _, text in adapters.read_pairs(corpus):
+            _note([(documents, text)])
+
+
+def _note(found: Iterable[tuple[dict[Any, str | None], str]]) -> None:
+    for known, text in found:
+        identity = stored.text_id(text)
+        if identity in known:
+            known[identity] = text

@@ -8,6 +8,7 @@ import pytest
 
 from arcticjax.config.schema import SourceConfig
 from arcticjax.data import candidates, catalog, list_sources, record_files
+from arcticjax.data.stored import text_id
 from arcticjax.errors import DataError
 from arcticjax.models.tokenizer import TextTokenizer
 from tests import tiny
@@ -120,3 +121,29 @@ def test_ids_of_texts_are_read_a_batch_at_a_time(tmp_path, tokenizer, held, monk
     for query, ids in zip(found.query_ids.tolist(), rows.ids_QK, strict=True):
         part = slice(*lists.candidate_starts[places[query] : places[query] + 2])
         assert found.document_ids[ids].tolist() == lists.candidate_ids[part].tolist()
+
+
+def test_candidates_of_a_corpus_beside_the_pairs(tmp_path, tokenizer):
+    pairs = tiny.pairs(0, 30)
+    # The first ten are the source's, all documents are those they were mined among.
+    rows = [dict(zip(("query", "document"), pair, strict=True)) for pair in pairs[:10]]
+    file = candidate_files.jsonl(tmp_path / "one.jsonl", rows)
+    corpus = [{"text": document} for _, document in pairs[5:]]
+    folder = candidate_files.mined(tmp_path / "mined", {"one": pairs}, depth=20)
+    source = SourceConfig(name="one", path=str(file), candidates=str(folder))
+    with pytest.raises(DataError, match=r"documents of .* with their corpus, or mine again"):
+        opened(source, tmp_path / "cache", tokenizer)
+    path = str(candidate_files.jsonl(tmp_path / "corpus.jsonl", corpus))
+    whole = source.model_copy(update={"corpus": path})
+    found = opened(whole, tmp_path / "cache", tokenizer)
+    ids = set(found.document_ids.tolist())
+    assert len(found) == 10 and ids & {text_id(document) for _, document in pairs[10:]}
+    by_id = {text_id(text): text for _, text in pairs}
+    tokens = [one.tolist() for one in found.documents(np.arange(len(ids)))]
+    texts = [by_id[one] for one in found.document_ids.tolist()]
+    assert tokens == [one.tolist() for one in tokenizer.encode(texts)]
+
+    # Another corpus, other lists.
+    candidate_files.jsonl(tmp_path / "corpus.jsonl", corpus[:3])
+    with pytest.raises(DataError, match="documents of"):
+        opened(whole, tmp_path / "cache", tokenizer)

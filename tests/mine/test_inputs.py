@@ -5,7 +5,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from arcticjax.config import InputConfig, MineConfig
+from arcticjax.config import InputConfig, MineConfig, SourceConfig
+from arcticjax.data import catalog
 from arcticjax.data.stored import text_id
 from arcticjax.errors import ConfigError, DataError
 from arcticjax.mine import inputs
@@ -133,6 +134,34 @@ def test_a_union_shares_texts_and_takes_no_beir_folder(tmp_path, tokenizer):
     given.append({"name": "task", "path": f"beir:{making.beir_folder(tmp_path / 'task')}"})
     with pytest.raises(ConfigError, match="input 'task' is a BEIR folder"):
         inputs.open_pools(config(given, corpus="union"), tmp_path / "cache", tokenizer)
+
+
+def test_a_corpus_beside_the_pairs(tmp_path, tokenizer):
+    """Also a stored one; queries are those of the pairs alone, and positives are of the corpus."""
+    rows = {"text": ["meadow", "stone cloud", "copper"], "query": ["a", "b", "c"]}
+    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "c.parquet")
+    one = {"name": "p", "path": pairs_file(tmp_path / "p.parquet", PAIRS)}
+    given = [{**one, "corpus": str(tmp_path / "c.parquet")}]
+    (pool,) = inputs.open_pools(config(given), tmp_path / "cache", tokenizer)
+    assert sorted(texts(pool.queries)) == ["harbour", "lantern", "river"]
+    documents = {"stone cloud", "ember violin", "lantern", "meadow", "copper"}
+    assert set(texts(pool.documents)) == documents and len(pool.documents) == 5
+    assert positives(pool)["river"] == {"stone cloud", "ember violin"}
+    (plain,) = inputs.open_pools(config([one]), tmp_path / "cache", tokenizer)
+    assert plain.fingerprint != pool.fingerprint
+
+    stored = catalog.open_cached(
+        SourceConfig(name="c", path=given[0]["corpus"], document="text"),
+        tmp_path / "stored",
+        tokenizer,
+    )
+    given = [{**one, "corpus": str(stored.directory)}]
+    (again,) = inputs.open_pools(config(given), tmp_path / "cache", tokenizer)
+    assert again.fingerprint == pool.fingerprint
+
+    given = [{"name": "t", "path": str(making.beir_folder(tmp_path / "t")), "corpus": "c.parquet"}]
+    with pytest.raises(ConfigError, match="input 't': a BEIR folder brings its own corpus"):
+        inputs.open_pools(config(given), tmp_path / "cache", tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,14 @@ def test_suspicious_candidates_of_a_beir_folder(tmp_path):
     assert [row["document_id"] for row in rows] == [f"d-{row['document']}" for row in rows]
 
 
+def test_texts_of_a_corpus_beside_the_pairs(tmp_path, mined):
+    corpus = candidate_files.jsonl(tmp_path / "c.jsonl", [{"text": text} for _, text in PAIRS[3:]])
+    rows = [dict(zip(("query", "document"), pair, strict=True)) for pair in PAIRS[:3]]
+    file = candidate_files.jsonl(tmp_path / "a.jsonl", rows)
+    noting(mined, path=str(file), corpus=str(corpus))
+    assert shown(listed(mined, tmp_path / "s.parquet")) == EXPECTED
+
+
 def test_inputs_that_have_moved(tmp_path, mined):
     file = (tmp_path / "a.jsonl").rename(tmp_path / "b.jsonl")
     with pytest.raises(DataError, match="no such file"):
