@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -186,22 +186,28 @@ def _beir_pool(one: InputConfig, tokenizer: TextTokenizer) -> Pool:
     for own, text in zip(task.document_ids, task.documents, strict=True):
         by_text[text] = min(own, by_text.get(text, own))
     documents = sorted((own, text) for text, own in by_text.items())
-    place_of_text = {text: place for place, (_, text) in enumerate(documents)}
-    document_places = {
-        own: place_of_text[text]
-        for own, text in zip(task.document_ids, task.documents, strict=True)
-    }
-    # Equal queries share their positives.
+    del by_text
+    # Places are wanted of few documents: judged ones, and those that are a query's own text.
     texts = dict(zip(task.query_ids, task.queries, strict=True))
+    judged = {
+        own for grades in task.qrels.values() for own, grade in grades.items() if grade >= RELEVANT
+    }
+    text_of = {
+        own: text
+        for own, text in zip(task.document_ids, task.documents, strict=True)
+        if own in judged
+    }
+    looked_up = {*text_of.values(), *task.queries}
+    places = {text: place for place, (_, text) in enumerate(documents) if text in looked_up}
+    # Equal queries share their positives.
     positives: dict[str, set[int]] = {}
     for query, grades in task.qrels.items():
-        relevant = {document_places[own] for own, grade in grades.items() if grade >= RELEVANT}
+        relevant = {places[text_of[own]] for own, grade in grades.items() if grade >= RELEVANT}
         positives.setdefault(texts[query], set()).update(relevant)
     query_ids = sorted(query for query in task.qrels if positives[texts[query]])
     if not query_ids:
         raise DataError(f"input {one.name!r}, {one.path}: no query has a relevant document")
     rows = [sorted(positives[texts[query]]) for query in query_ids]
-    content = [[(own, texts[own]) for own in query_ids], documents, rows]
     return Pool(
         name=one.name,
         sources=(one.name,),
@@ -212,9 +218,21 @@ def _beir_pool(one: InputConfig, tokenizer: TextTokenizer) -> Pool:
         ),
         positives=np.array([place for row in rows for place in row], np.int64),
         positive_starts=np.cumsum([0, *map(len, rows)]),
-        own_Q=np.array([place_of_text.get(texts[own], -1) for own in query_ids], np.int64),
-        fingerprint=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+        own_Q=np.array([places.get(texts[own], -1) for own in query_ids], np.int64),
+        fingerprint=_digest(((own, texts[own]) for own in query_ids), documents, rows),
     )
+
+
+def _digest(*lists: Iterable[object]) -> str:
+    """Hex digest of several lists as one line of JSON, which is never there whole."""
+    digest = hashlib.sha256(b"[")
+    for number, rows in enumerate(lists):
+        digest.update(b", [" if number else b"[")
+        for place, row in enumerate(rows):
+            digest.update(f"{', ' if place else ''}{json.dumps(row)}".encode())
+        digest.update(b"]")
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 class _StoredTexts:
