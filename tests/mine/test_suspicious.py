@@ -1,7 +1,12 @@
 """The list of suspicious candidates, and back as scores."""
 
 import json
+import re
+import sys
+import types
+from pathlib import Path
 
+import numpy as np
 import pytest
 from pyarrow import parquet
 
@@ -11,6 +16,7 @@ from arcticjax.errors import ConfigError, DataError
 from arcticjax.mine import __main__ as command
 from arcticjax.scoring.beir import Task, write_task
 from tests.data import candidate_files
+from tests.mine import making
 from tests.mine.test_derive import folder, read
 
 # One query of several positives, one of which nothing is suspicious.
@@ -102,6 +108,39 @@ def test_their_scores_go_back_into_the_folder(tmp_path, mined):
     assert read(tmp_path / "new") == {
         text_id(query): tuple([(text_id(text), score) for text, score in side] for side in sides)
         for query, sides in expected.items()
+    }
+
+
+def test_the_script_of_the_docs(tmp_path, mined, monkeypatch):
+    """A cross-encoder's scores, here how many different letters there are, on the teacher's scale:
+    the positives keep their mean and spread."""
+    listed(mined, tmp_path / "suspicious.parquet")
+
+    class CrossEncoder:
+        def __init__(self, name):
+            assert "/" in name
+
+        def predict(self, pairs, batch_size, activation_fn):
+            assert isinstance(activation_fn, Identity)
+            return np.array([len(set(document)) for _, document in pairs], np.float32)
+
+    class Identity: ...
+
+    for name, value in (("sentence_transformers", CrossEncoder), ("torch.nn", Identity)):
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(**{value.__name__: value}))
+    monkeypatch.chdir(tmp_path)
+    page = (Path(making.ROOT) / "docs" / "mining.md").read_text()
+    (script,) = re.findall(r"```python\n(import numpy.*?)```", page, re.DOTALL)
+    exec(script, {})
+    command.main(["--relabel", "mined", "scored.parquet", "--output", "new"])
+    others, known = (dict(side) for side in read(tmp_path / "new")[text_id("who?")])
+    # 10 and 9 letters of the positives become 0.9 and 0.5.
+    assert known == {text_id("Ada Lovelace"): 0.9, text_id("the Countess"): 0.5}
+    assert others == {
+        text_id("It was Ada Lovelace, they say."): 4.1,
+        text_id("in 1843"): 0.7,
+        text_id("ada  lovelace!"): 0.5,
+        text_id("by hand"): -0.3,
     }
 
 
