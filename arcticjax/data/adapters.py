@@ -69,10 +69,10 @@ def read_records(
     kind.
 
     columns: each column that must be there, and the field of data.sources that names it. Raises
-    DataError as `read_pairs`; `records` may allow what is no record to be left out, and is told of
-    good ones by whoever looks at their values.
+    DataError as `read_pairs`. Whoever looks at the values tells `records` of good ones and of the
+    end.
     """
-    bad = records or BadRecords(source.model_copy(update={"bad_records": "error"}))
+    bad = records or BadRecords(source)
     readers: list[tuple[object, str, Iterable[tuple[int, Mapping[str, Any]]]]]
     if source.path.startswith(HUB):
         readers = [(source.path, "record", _hub_records(source))]
