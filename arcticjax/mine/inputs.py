@@ -114,14 +114,15 @@ def is_beir(one: InputConfig) -> bool:
     )
 
 
+def pairs_of(one: InputConfig) -> SourceConfig:
+    """The pairs of an input as a source."""
+    return SourceConfig(name=one.name, path=one.path, query=one.query, document=one.document)
+
+
 def _stored_pool(
     name: str, inputs: Sequence[InputConfig], cache: Path, tokenizer: TextTokenizer
 ) -> Pool:
-    pairs = [
-        _open(SourceConfig(name=one.name, path=one.path, query=one.query, document=one.document),
-              cache, tokenizer)
-        for one in inputs
-    ]  # fmt: skip
+    pairs = [_open(pairs_of(one), cache, tokenizer) for one in inputs]
     corpora = [
         _open(one, cache, tokenizer) for one in map(adapters.corpus_of, inputs) if one is not None
     ]

@@ -19,13 +19,13 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from arcticjax.config import InputConfig, SourceConfig
+from arcticjax.config import InputConfig
 from arcticjax.data import adapters, stored, training_sets
 from arcticjax.data.candidates import CandidateFolder, Candidates, Group
 from arcticjax.errors import ConfigError, DataError
 from arcticjax.mine.false_negatives import signs
 from arcticjax.mine.files import explained, write_whole
-from arcticjax.mine.inputs import BEIR, is_beir
+from arcticjax.mine.inputs import BEIR, is_beir, pairs_of
 
 POSITIVE = "positive"
 # Rows that are written at once.
@@ -178,7 +178,7 @@ def _read_texts(
     one: InputConfig, group: Group, queries: dict[Any, str | None], documents: dict[Any, str | None]
 ) -> None:
     """Sets the texts of the ids that an input holds."""
-    source = SourceConfig(name=one.name, path=one.path, query=one.query, document=one.document)
+    source = pairs_of(one)
     if group.kind == "own":
         if is_beir(one) and not one.path.startswith(BEIR):
             source = source.model_copy(update={"path": BEIR + one.path})

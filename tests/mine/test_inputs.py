@@ -1,5 +1,8 @@
 """From inputs to distinct texts with ids that ascend, and which belong together."""
 
+import hashlib
+import json
+
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -106,6 +109,19 @@ def test_a_beir_folder_keeps_its_ids(tmp_path, tokenizer):
         rows = slice(*pool.positive_starts[places[query] : places[query] + 2])
         assert ids[pool.positives[rows]].tolist() == wanted
     assert ids[pool.own_Q[places["q05"]]] == "x-query"
+
+
+def test_the_fingerprint_of_a_beir_folder_is_of_its_content(tmp_path, tokenizer):
+    """Of distinct queries, documents and which belong together, as one JSON text."""
+    folder = making.beir_folder(tmp_path / "task")
+    (pool,) = inputs.open_pools(config(f"beir:{folder}"), tmp_path / "cache", tokenizer)
+    sides = [
+        [list(pair) for pair in zip(side.ids.tolist(), texts(side), strict=True)]
+        for side in (pool.queries, pool.documents)
+    ]
+    rows = np.split(pool.positives, pool.positive_starts[1:-1])
+    content = json.dumps([*sides, [row.tolist() for row in rows]])
+    assert pool.fingerprint == hashlib.sha256(content.encode()).hexdigest()
 
 
 def test_a_split_of_a_beir_folder(tmp_path, tokenizer):
