@@ -131,7 +131,7 @@ def _hard_negatives(config: Any) -> Iterator[Problem]:
     negatives = data.negatives
     if negatives is None:
         for index, source in enumerate(data.sources):
-            for name in ("candidates", "negatives", "scores", "parents"):
+            for name in ("candidates", "corpus", "negatives", "scores", "parents"):
                 if getattr(source, name):
                     yield (
                         ("data", "sources", index, name),
@@ -145,11 +145,11 @@ def _hard_negatives(config: Any) -> Iterator[Problem]:
             )
     if negatives is not None:
         for index, source in enumerate(data.sources):
-            if source.bad_records != "error":
+            if source.bad_records != "error" and _is_published_layout(source.path):
                 yield (
                     ("data", "sources", index, "bad_records"),
-                    "with data.negatives every record must be whole; set error, or write the "
-                    "source again without the bad ones",
+                    "files of this layout refer to each other and must be whole; set error, or "
+                    "write them again without the bad records",
                 )
     if not loss.in_batch_negatives and (negatives is None or not negatives.count):
         yield (
@@ -172,6 +172,10 @@ def _hard_negatives(config: Any) -> Iterator[Problem]:
         )
 
 
+def _is_published_layout(path: str) -> bool:
+    return path.partition(":")[0] in ("arctictraining", "beir", "msmarco")
+
+
 def _brings_negatives(path: str) -> bool:
     kind, _, rest = path.partition(":")
     return kind == "arctictraining" or (kind == "msmarco" and "negatives=" in rest)
@@ -184,6 +188,11 @@ def _one_origin_of_negatives(config: Any) -> Iterator[Problem]:
                 ("data", "sources", index, "negatives"),
                 "the source has candidates too, and a query's negatives come from one of the two; "
                 "remove one",
+            )
+        if source.corpus and not source.candidates:
+            yield (
+                ("data", "sources", index, "corpus"),
+                "only candidates are of a corpus beside the pairs; add candidates, or remove it",
             )
         if source.scores and not source.negatives:
             yield (

@@ -32,6 +32,17 @@ class InputConfig(Section):
         "for a BEIR folder.",
     )
 
+    corpus: Text | None = Field(
+        default=None,
+        description="A larger corpus for these queries, beside their positives, which are always "
+        "part of it: a Parquet or JSONL[.gz] file or folder of them, hub:NAME, tfds:NAME, or a "
+        "stored source, whose documents it is. null: the positives alone. Not for a BEIR folder, "
+        "which brings its own.",
+    )
+    corpus_column: Text = Field(
+        default="text", description="Column of corpus that holds the document."
+    )
+
 
 class ContractConfig(Section):
     pooling: Pooling | None = Field(
@@ -155,8 +166,21 @@ class MineConfig(Root):
             names = Counter(one.name for one in inputs)
         except Unknown:
             return []
-        return [
-            (("input", number, "name"), f"{one.name!r} is the name of several inputs; rename it")
-            for number, one in enumerate(inputs)
-            if names[one.name] > 1
-        ]
+        found: list[Problem] = []
+        for number, one in enumerate(inputs):
+            if names[one.name] > 1:
+                found.append(
+                    (
+                        ("input", number, "name"),
+                        f"{one.name!r} is the name of several inputs; rename it",
+                    )
+                )
+            if one.query == one.document:
+                found.append(
+                    (
+                        ("input", number, "document"),
+                        f"query and document are the same column ({one.query!r}); every query "
+                        "would be its own positive",
+                    )
+                )
+        return found

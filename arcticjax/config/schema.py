@@ -142,6 +142,14 @@ class SourceConfig(Section):
         description="Folder of candidates that were mined for this source under its name; hard "
         "negatives are cut from them by data.negatives.*. null: none.",
     )
+    corpus: Text | None = Field(
+        default=None,
+        description="With candidates that were mined from a corpus beside the pairs: that corpus, "
+        "as in mining's input.N.corpus. null: none.",
+    )
+    corpus_column: Text = Field(
+        default="text", description="Column of corpus that holds the document."
+    )
     parents: list[Text] = Field(
         default=[],
         description="Columns that say of which larger document each document is a piece (a page's "
@@ -157,8 +165,9 @@ class SourceConfig(Section):
     )
     bad_records: Literal["error", "skip"] = Field(
         default="error",
-        description="What to do with a record that is no pair of texts: stop, or leave it out and "
-        "count it. Sources that are stored already hold none.",
+        description="What to do with a record that is no pair of texts, or with data.negatives no "
+        "list of them: stop, or leave it out and count it. Sources that are stored already hold "
+        "none.",
     )
     bad_records_limit: Fraction = Field(
         default=0.01, description="Share of the source's records that may be left out by skip."

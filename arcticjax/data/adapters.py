@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl
 import pyarrow as pa
 from pyarrow import parquet
 
+from arcticjax.config.mining import InputConfig
 from arcticjax.config.schema import SourceConfig
 from arcticjax.data.bad_records import BadRecords
 from arcticjax.data.stored import text_problem
@@ -62,14 +63,16 @@ def read_pairs(
 
 
 def read_records(
-    source: SourceConfig, columns: Mapping[str, str]
+    source: SourceConfig, columns: Mapping[str, str], records: BadRecords | None = None
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Streams whole records of a source as (where it stands, columns to values), values of any
     kind.
 
     columns: each column that must be there, and the field of data.sources that names it. Raises
-    DataError as `read_pairs`.
+    DataError as `read_pairs`. Whoever looks at the values tells `records` of good ones and of the
+    end.
     """
+    bad = records or BadRecords(source)
     readers: list[tuple[object, str, Iterable[tuple[int, Mapping[str, Any]]]]]
     if source.path.startswith(HUB):
         readers = [(source.path, "record", _hub_records(source))]
@@ -77,22 +80,32 @@ def read_records(
         readers = [(source.path, "record", _tfds_records(source))]
     else:
         readers = [
-            (file, "row", _parquet_records(source, file, columns))
+            (file, "row", _parquet_records(source, file, columns, bad))
             if _kind(file) == "parquet"
-            else (file, "line", json_lines(source, file))
+            else (file, "line", json_lines(source, file, bad))
             for file in source_files(source)
         ]
     found = False
-    for place, unit, records in readers:
-        for number, record in records:
+    for place, unit, numbered in readers:
+        for number, record in numbered:
             found = True
             where = f"{_where(source, place)}, {unit} {number}"
-            for column, field in columns.items():
-                if column not in record:
-                    raise DataError(_no_column(where, field, column, list(record)))
-            yield where, record
+            missing = next((column for column in columns if column not in record), None)
+            if missing is None:
+                yield where, record
+            else:
+                bad.bad(DataError(_no_column(where, columns[missing], missing, list(record))))
     if not found:
         raise DataError(f"{_where(source, source.path)}: holds no records")
+
+
+def corpus_of(source: SourceConfig | InputConfig) -> SourceConfig | None:
+    """The corpus that a source or an input of mining names beside its pairs, as a source whose
+    query and document are one column; None where it names none."""
+    if source.corpus is None:
+        return None
+    column = source.corpus_column
+    return SourceConfig(name=source.name, path=source.corpus, query=column, document=column)
 
 
 def text_lines(source: SourceConfig, file: Path) -> Iterator[tuple[str, list[str]]]:
@@ -204,7 +217,7 @@ def _read_parquet(
 
 
 def _parquet_records(
-    source: SourceConfig, file: Path, columns: Mapping[str, str]
+    source: SourceConfig, file: Path, columns: Mapping[str, str], records: BadRecords
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
     where, row = _where(source, file), 0
     try:
@@ -213,10 +226,15 @@ def _parquet_records(
                 if column not in table.schema_arrow.names:
                     raise DataError(_no_column(where, field, column, table.schema_arrow.names))
             for batch in table.iter_batches(_PARQUET_ROWS, columns=list(columns)):
-                for record in batch.to_pylist():
+                for number in range(len(batch)):
                     row += 1
+                    try:
+                        (record,) = batch.slice(number, 1).to_pylist()
+                    except UnicodeDecodeError as error:
+                        records.bad(DataError(f"{where}, row {row}: not valid UTF-8 ({error})"))
+                        continue
                     yield row, record
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{where}: cannot be read as Parquet after row {row} ({_one_line(error)}); "
             "the file is damaged or incomplete"

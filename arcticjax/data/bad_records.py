@@ -1,4 +1,5 @@
-"""Records that are no pair of texts: an error, or left out and counted, up to a limit."""
+"""Records that are no pair of texts, nor a list of them: an error, or left out and counted, up to a
+limit."""
 
 from __future__ import annotations
 
@@ -53,6 +54,6 @@ class BadRecords:
         last = "" if problem is None else f"; the last: {problem}"
         return DataError(
             f"source {self._source.name!r}: {self.left_out} of the first {self._read} records are "
-            f"no pair of texts, more than data.sources bad_records_limit = "
+            f"not whole, more than data.sources bad_records_limit = "
             f"{self._source.bad_records_limit:g} allows{last}"
         )

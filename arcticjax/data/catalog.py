@@ -29,6 +29,9 @@ ALL = "all"
 
 View = TypeVar("View", "SourceView", ListView)
 
+# Beside a text that stands alone.
+_NO_QUERY = "-"
+
 _log = logging.getLogger(__name__)
 
 
@@ -178,7 +181,7 @@ def _open_lists(
     """The sources as queries with positives and hard negatives."""
     data = config.data
     policy = Policy.from_config(negatives, data.positives, config.run.seed)
-    views = []
+    views, notes = [], []
     for source in sources:
         others = [other for other in sources if other is not source]
         found = list_sources.open_source(
@@ -190,7 +193,9 @@ def _open_lists(
                 "negatives or positives do not all have; give data.sources scores or candidates"
             )
         views.append(ListView(source.name, [found], policy, source.weight))
-    notes = [
+        if found.manifest.get("left_out"):
+            notes.append(f"{source.name}: {found.manifest['left_out']} records that are not whole")
+    notes += [
         f"{view.name}, {stage:.0%} of the run: {found}" if len(view.yields) > 1 else
         f"{view.name}: {found}"
         for view in views
@@ -211,7 +216,8 @@ def _open_lists(
 def open_cached(source: SourceConfig, cache: Path, tokenizer: TextTokenizer) -> StoredSource:
     """The stored form of a source: itself if it is one, else its copy in the cache, made if absent.
 
-    The copy is keyed by the source's files (name, size, time), columns and tokenizer.
+    The copy is keyed by the source's files (name, size, time), columns and tokenizer. Of a corpus
+    (`adapters.corpus_of`) the documents are stored, each with the same short query.
     """
     path = Path(source.path).expanduser()
     # A manifest that is not ours, or is damaged, is reported where there is nothing else to read.
@@ -251,7 +257,9 @@ def _unchanged(
     source: SourceConfig, origin: dict[str, object], records: BadRecords
 ) -> Iterator[tuple[str, str]]:
     """The pairs of a source; DataError at the end if its files changed while they were read."""
-    yield from adapters.read_pairs(source, records)
+    alone = source.query == source.document
+    for query, document in adapters.read_pairs(source, records):
+        yield (_NO_QUERY if alone else query), document
     if adapters.identity(source) != origin:
         raise DataError(
             f"source {source.name!r}, {source.path}: changed while it was read; run again when it "

@@ -113,9 +113,13 @@ class StoredLists:
 
 
 class ListWriter:
-    """Writes the files of stored lists, in memory that grows with the number of texts alone."""
+    """Writes the files of stored lists, in memory that grows with the number of texts alone.
+
+    left_out: records of the source that were no lists, for the manifest; set by whoever read them.
+    """
 
     def __init__(self, folder: Path, name: str, tokenizer: TextTokenizer) -> None:
+        self.left_out = 0
         self._name = name
         self._tokenizer = tokenizer
         self._folder = folder
@@ -205,6 +209,7 @@ class ListWriter:
             "name": self._name,
             "queries": queries,
             "documents": documents,
+            "left_out": self.left_out,
             **{f"{what}s": count for what, count in self._ends.items()},
             "scored": self._scored and self._ends["candidate"] > 0,
             "tokenizer": {

@@ -7,8 +7,8 @@ msmarco:FOLDER?split=train&negatives=FILE
     id in a line, as in qidpidtriples.*.tsv, or JSONL with qid, pos and neg (lists of ids, or of
     such lists by system) as in msmarco-hard-negatives.jsonl.gz
 arctictraining:FOLDER
-    batch folders of queries, documents and relations in Parquet, with metadata.json above them;
-    texts are token ids, their prompts included
+    batch folders of queries, documents and relations in Parquet, each with a metadata.json in it
+    or up to two folders above it; texts are token ids, the prompts that it names included
 """
 
 from __future__ import annotations
@@ -62,7 +62,11 @@ def identity(source: SourceConfig) -> list[Any]:
 def files(source: SourceConfig) -> list[Path]:
     """All files of a source of this module; DataError where its folder is not there."""
     folder, _ = _place(source)
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    found = {path for path in folder.rglob("*") if path.is_file()}
+    if source.path.startswith(ARCTIC):
+        # The path may be of the folder below the one that says which prompts there are.
+        found |= {_metadata(source, batch) for batch in _batches(source, folder)}
+    return sorted(found)
 
 
 def read(source: SourceConfig, tokenizer: TextTokenizer, writer: ListWriter) -> Iterator[Record]:
@@ -224,11 +228,8 @@ def _joined(
 
 def _arctic(source: SourceConfig, tokenizer: TextTokenizer, writer: ListWriter) -> Iterator[Record]:
     folder, _ = _place(source)
-    batches = sorted({file.parent for file in folder.rglob("relations.parquet")})
-    if not batches:
-        raise DataError(f"source {source.name!r}, {folder}: holds no batch (relations.parquet)")
-    prompts = _arctic_prompts(source, folder, tokenizer)
-    for batch in batches:
+    for batch in _batches(source, folder):
+        prompts = _arctic_prompts(source, _metadata(source, batch), tokenizer)
         try:
             sides = {
                 side: _arctic_side(batch, side, tokenizer, prompts[side], writer)
@@ -275,21 +276,40 @@ def _arctic_side(
     return numbers
 
 
+def _batches(source: SourceConfig, folder: Path) -> list[Path]:
+    found = sorted({file.parent for file in folder.rglob("relations.parquet")})
+    if not found:
+        raise DataError(f"source {source.name!r}, {folder}: holds no batch (relations.parquet)")
+    return found
+
+
+def _metadata(source: SourceConfig, batch: Path) -> Path:
+    """The nearest metadata.json of a batch: in its folder, or up to two above, for the batches are
+    written into a folder `data` beside it."""
+    for place in (batch, *batch.absolute().parents[:2]):
+        if (place / "metadata.json").is_file():
+            return (place / "metadata.json").absolute()
+    raise DataError(
+        f"source {source.name!r}, {batch}: no metadata.json here or up to two folders above, which "
+        "says with what prompts the texts begin; copy the one that was written with the batches "
+        'there, or write {"query_prefix": "", "document_prefix": ""} where they have none'
+    )
+
+
 def _arctic_prompts(
-    source: SourceConfig, folder: Path, tokenizer: TextTokenizer
+    source: SourceConfig, file: Path, tokenizer: TextTokenizer
 ) -> dict[str, list[int]]:
-    """Tokens of the prompts that metadata.json names, by side; none where it names none."""
+    """Tokens of the prompts that a metadata.json names, by side; none where it names none."""
     prompts: dict[str, list[int]] = {"query": [], "document": []}
-    for file in sorted(folder.rglob("metadata.json")):
-        try:
-            facts = json.loads(file.read_text(encoding="utf-8"))
-            stated = [(str(key).lower(), value) for key, value in facts.items()]
-        except (OSError, ValueError, AttributeError) as error:
-            raise DataError(f"source {source.name!r}, {file}: cannot be read ({error})") from error
-        for key, value in stated:
-            side = "query" if "query" in key else "document" if "doc" in key else None
-            if side is not None and "prefix" in key and isinstance(value, str):
-                prompts[side] = tokenizer.encode([value])[0].tolist()
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        stated = [(str(key).lower(), value) for key, value in facts.items()]
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"source {source.name!r}, {file}: cannot be read ({error})") from error
+    for key, value in stated:
+        side = "query" if "query" in key else "document" if "doc" in key else None
+        if side is not None and "prefix" in key and isinstance(value, str):
+            prompts[side] = tokenizer.encode([value])[0].tolist()
     return prompts
 
 

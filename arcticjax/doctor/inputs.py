@@ -88,6 +88,12 @@ def data(config: RunConfig, tokenizer: TextTokenizer) -> Finding | str:
         path = Path(source.path).expanduser()
         if source.candidates is not None:
             open_candidates(source.candidates).group_of(source.name)
+        corpus = adapters.corpus_of(source)
+        if corpus is not None and not corpus.path.startswith((adapters.HUB, adapters.TFDS)):
+            if stored.has_own_manifest(Path(corpus.path).expanduser()):
+                stored.open_source(Path(corpus.path).expanduser())
+            else:
+                next(adapters.read_pairs(corpus))
         if source.path.startswith((adapters.HUB, adapters.TFDS)):
             unread.append(source.name)
         elif buckets.holds(source):

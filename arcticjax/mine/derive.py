@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -166,12 +167,15 @@ def _best_first(ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _writing(output: Path, manifest: Mapping[str, Any]) -> Iterator[Any]:
-    """Gives a function that writes a group's lists; the manifest follows at the end."""
+    """Gives a function that writes a group's lists; the manifest follows at the end, and the folder
+    appears whole or, where anything fails, not at all."""
     output = output.expanduser()
     if (output / candidates.MANIFEST).exists():
         raise ConfigError(f"output: {output} holds candidates already; set another folder")
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ConfigError(f"output: {output} is no empty folder; set another one")
     with explained(output):
-        output.mkdir(parents=True, exist_ok=True)
+        temporary = record_files.temporary_folder(output.absolute())
     names: dict[str, list[str]] = {}
 
     def write(group: Group, lists: Iterator[Candidates]) -> None:
@@ -185,18 +189,20 @@ def _writing(output: Path, manifest: Mapping[str, Any]) -> Iterator[Any]:
                     break
             if not held:
                 return
-            path = output / candidates.file_name(group.name, shard)
+            path = temporary / candidates.file_name(group.name, shard)
             with explained(path):
                 candidates.write_shard(path, candidates.concatenate(held), group.kind)
             names[group.name].append(path.name)
 
-    yield write
-    files = itertools.chain(*names.values())
-    write_json(
-        output / candidates.MANIFEST,
-        {
-            **manifest,
-            "groups": [{**group, "files": names[group["name"]]} for group in manifest["groups"]],
-            "files": {name: record_files.file_facts(output / name) for name in files},
-        },
-    )
+    try:
+        yield write
+        files = itertools.chain(*names.values())
+        groups = [{**group, "files": names[group["name"]]} for group in manifest["groups"]]
+        facts = {name: record_files.file_facts(temporary / name) for name in files}
+        write_json(temporary / candidates.MANIFEST, {**manifest, "groups": groups, "files": facts})
+        with explained(output):
+            temporary.chmod(0o755)  # temporary folders are private
+            temporary.rename(output)
+            record_files.sync(output.absolute().parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -27,13 +27,18 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Writes a file beside its place, forces it to disk, and renames it."""
+    """Writes a file beside its place, forces it to disk, and renames it; leaves nothing where that
+    fails."""
     temporary = path.with_name(f".{path.name}.tmp")
     with explained(path):
-        with temporary.open("wb") as file:
-            write(file)
-        record_files.sync(temporary)
-        temporary.replace(path)
+        try:
+            with temporary.open("wb") as file:
+                write(file)
+            record_files.sync(temporary)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
         record_files.sync(path.parent)
 
 

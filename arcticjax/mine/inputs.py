@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from arcticjax.config import InputConfig, MineConfig, SourceConfig
-from arcticjax.data import catalog, stored
+from arcticjax.data import adapters, catalog, stored
 from arcticjax.data.candidates import IdKind
 from arcticjax.errors import ConfigError, DataError
 from arcticjax.models.tokenizer import TextTokenizer
@@ -84,6 +84,12 @@ def open_pools(config: MineConfig, cache: Path, tokenizer: TextTokenizer) -> lis
     Raises DataError for unusable data, ConfigError for inputs that cannot share a corpus.
     """
     inputs = inputs_of(config)
+    for one in inputs:
+        if one.corpus is not None and is_beir(one):
+            raise ConfigError(
+                f"input {one.name!r}: a BEIR folder brings its own corpus; remove corpus, or save "
+                "its pairs as Parquet"
+            )
     if config.corpus == "own":
         return [
             _beir_pool(one, tokenizer)
@@ -108,19 +114,30 @@ def is_beir(one: InputConfig) -> bool:
     )
 
 
+def pairs_of(one: InputConfig) -> SourceConfig:
+    """The pairs of an input as a source."""
+    return SourceConfig(name=one.name, path=one.path, query=one.query, document=one.document)
+
+
 def _stored_pool(
     name: str, inputs: Sequence[InputConfig], cache: Path, tokenizer: TextTokenizer
 ) -> Pool:
-    parts = [_open(one, cache, tokenizer) for one in inputs]
-    view = catalog.SourceView(name, parts)
-    records = np.arange(len(view))
+    pairs = [_open(pairs_of(one), cache, tokenizer) for one in inputs]
+    corpora = [
+        _open(one, cache, tokenizer) for one in map(adapters.corpus_of, inputs) if one is not None
+    ]
+    view = catalog.SourceView(name, [*pairs, *corpora])
+    # Records of pairs come first.
+    paired = np.arange(sum(map(len, pairs)))
     query_ids, query_records, query_of = np.unique(
-        view.query_ids(records), return_index=True, return_inverse=True
+        view.query_ids(paired), return_index=True, return_inverse=True
     )
     document_ids, document_records, document_of = np.unique(
-        view.document_ids(records), return_index=True, return_inverse=True
+        view.document_ids(np.arange(len(view))), return_index=True, return_inverse=True
     )
-    positives, starts = _grouped(query_of, document_of, len(query_ids), len(document_ids))
+    positives, starts = _grouped(
+        query_of, document_of[: len(paired)], len(query_ids), len(document_ids)
+    )
     # Ids are hashes of the texts, so this is the same for every teacher's tokenizer.
     digest = hashlib.sha256()
     for array in (query_ids, document_ids, positives, starts):
@@ -138,7 +155,7 @@ def _stored_pool(
     )
 
 
-def _open(one: InputConfig, cache: Path, tokenizer: TextTokenizer) -> stored.StoredSource:
+def _open(one: SourceConfig, cache: Path, tokenizer: TextTokenizer) -> stored.StoredSource:
     path = Path(one.path).expanduser()
     if stored.has_own_manifest(path):
         found = stored.open_source(path)
@@ -151,8 +168,7 @@ def _open(one: InputConfig, cache: Path, tokenizer: TextTokenizer) -> stored.Sto
                 f"mine from {origin} instead: ids of texts are the same"
             )
         return found
-    source = SourceConfig(name=one.name, path=one.path, query=one.query, document=one.document)
-    return catalog.open_cached(source, cache, tokenizer)
+    return catalog.open_cached(one, cache, tokenizer)
 
 
 def _beir_pool(one: InputConfig, tokenizer: TextTokenizer) -> Pool:
@@ -171,22 +187,28 @@ def _beir_pool(one: InputConfig, tokenizer: TextTokenizer) -> Pool:
     for own, text in zip(task.document_ids, task.documents, strict=True):
         by_text[text] = min(own, by_text.get(text, own))
     documents = sorted((own, text) for text, own in by_text.items())
-    place_of_text = {text: place for place, (_, text) in enumerate(documents)}
-    document_places = {
-        own: place_of_text[text]
-        for own, text in zip(task.document_ids, task.documents, strict=True)
-    }
-    # Equal queries share their positives.
+    del by_text
+    # Places are wanted of few documents: judged ones, and those that are a query's own text.
     texts = dict(zip(task.query_ids, task.queries, strict=True))
+    judged = {
+        own for grades in task.qrels.values() for own, grade in grades.items() if grade >= RELEVANT
+    }
+    text_of = {
+        own: text
+        for own, text in zip(task.document_ids, task.documents, strict=True)
+        if own in judged
+    }
+    looked_up = {*text_of.values(), *task.queries}
+    places = {text: place for place, (_, text) in enumerate(documents) if text in looked_up}
+    # Equal queries share their positives.
     positives: dict[str, set[int]] = {}
     for query, grades in task.qrels.items():
-        relevant = {document_places[own] for own, grade in grades.items() if grade >= RELEVANT}
+        relevant = {places[text_of[own]] for own, grade in grades.items() if grade >= RELEVANT}
         positives.setdefault(texts[query], set()).update(relevant)
     query_ids = sorted(query for query in task.qrels if positives[texts[query]])
     if not query_ids:
         raise DataError(f"input {one.name!r}, {one.path}: no query has a relevant document")
     rows = [sorted(positives[texts[query]]) for query in query_ids]
-    content = [[(own, texts[own]) for own in query_ids], documents, rows]
     return Pool(
         name=one.name,
         sources=(one.name,),
@@ -197,9 +219,21 @@ def _beir_pool(one: InputConfig, tokenizer: TextTokenizer) -> Pool:
         ),
         positives=np.array([place for row in rows for place in row], np.int64),
         positive_starts=np.cumsum([0, *map(len, rows)]),
-        own_Q=np.array([place_of_text.get(texts[own], -1) for own in query_ids], np.int64),
-        fingerprint=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+        own_Q=np.array([places.get(texts[own], -1) for own in query_ids], np.int64),
+        fingerprint=_digest(((own, texts[own]) for own in query_ids), documents, rows),
     )
+
+
+def _digest(*lists: Iterable[object]) -> str:
+    """Hex digest of several lists as one line of JSON, which is never there whole."""
+    digest = hashlib.sha256(b"[")
+    for number, rows in enumerate(lists):
+        digest.update(b", [" if number else b"[")
+        for place, row in enumerate(rows):
+            digest.update(f"{', ' if place else ''}{json.dumps(row)}".encode())
+        digest.update(b"]")
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 class _StoredTexts:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from arcticjax.config import MineConfig
 from arcticjax.config.checks import nearest
 from arcticjax.errors import ConfigError
+from arcticjax.mine.inputs import inputs_of, is_beir
 from arcticjax.models.spec import ModelSpec
 from arcticjax.parallel.chips import CHIPS, Chip
 from arcticjax.step.search import FLOAT_BYTES, QUERY_BLOCK, cut_block, fitting
@@ -22,12 +23,18 @@ GB = 1e9
 FILL = 0.95
 # Scores a second among which one chip keeps the best K: an assumption, not measured on a TPU.
 SELECTED = 4e9
+# Bytes of a text of pairs: its id, a record and what finds equal ones among them.
+PAIR_BYTES = 40
+# Texts of a BEIR folder stay in memory: their UTF-8, at so many bytes a token, and what ids and
+# objects take beside it (docs/mining.md, Size).
+TOKEN_BYTES, OBJECT_BYTES = 5, 250
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes are of one chip, of the whole disk, and of one host's memory; times in seconds, of
-    embedding all texts, of the products and of the choice."""
+    """Bytes are of one chip, of the whole disk, and of one host's memory, of which text_bytes for
+    the inputs' texts and ids; times in seconds, of embedding all texts, of the products and of the
+    choice."""
 
     chip: Chip
     chips: int
@@ -40,6 +47,7 @@ class Plan:
     disk_embeddings: int
     disk_candidates: int
     host_bytes: int
+    text_bytes: int
     embed_seconds: float
     product_seconds: float
     select_seconds: float
@@ -104,6 +112,12 @@ def make_plan(
     # Scores and places of the tile and of the best so far, in and out of the choice.
     choice = 2 * QUERY_BLOCK * (tile + k) * 8 + chips * QUERY_BLOCK * k * 8
     results = min(config.shard, queries) * k * (4 + 8)
+    listed = any(map(is_beir, inputs_of(config)))
+    text_bytes = (
+        int(TOKEN_BYTES * tokens + OBJECT_BYTES * (queries + documents))
+        if listed
+        else PAIR_BYTES * (queries + documents)
+    )
     return Plan(
         chip=chip,
         chips=chips,
@@ -116,7 +130,8 @@ def make_plan(
         disk_embeddings=(queries + documents) * width * FLOAT_BYTES,
         disk_candidates=queries * k * 12 * (1 if blocks == 1 else 1 + blocks),
         # Results twice while positives are parted from them, and one chip's documents on their way.
-        host_bytes=3 * results + FLOAT_BYTES * (params + share * width),
+        host_bytes=3 * results + FLOAT_BYTES * (params + share * width) + text_bytes,
+        text_bytes=text_bytes,
         embed_seconds=embed_flops * passes / peak,
         product_seconds=2 * queries * documents * width * chip.float32_cost / peak,
         select_seconds=queries * documents / (chips * SELECTED),
@@ -135,7 +150,8 @@ def to_text(plan: Plan) -> str:
             f"chip       {_size(plan.hbm_bytes)} of {_size(plan.chip.usable_bytes)}: "
             f"{'fits' if plan.fits else 'does not fit; set document_block lower'}; "
             f"{plan.blocks} block(s) of documents",
-            f"host       {_size(plan.host_bytes)} beside the program",
+            f"host       {_size(plan.host_bytes)} beside the program, {_size(plan.text_bytes)} of "
+            "it for the inputs' texts and ids",
             f"disk       {_size(plan.disk_embeddings)} of embeddings, "
             f"{_size(plan.disk_candidates)} of candidates before compression",
             f"time       {_time(whole)}: embedding {_time(plan.embed_seconds)} (texts of "

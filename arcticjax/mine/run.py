@@ -155,6 +155,8 @@ def _finish(
         },
         "top_k": config.top_k,
         "corpus": config.corpus,
+        # Where the texts are, for whoever wants to read them.
+        "inputs": [one.model_dump(mode="json") for one in inputs.inputs_of(config)],
         "groups": groups,
         "files": files,
     }

@@ -56,6 +56,22 @@ BROKEN = {
         "loss.guide",
         "data.negatives.thresholds",
     ),
+    "bad records of a layout": (
+        [
+            "data.negatives={count: 0}",
+            "data.sources=[{name: a, path: 'beir:a', bad_records: skip}]",
+        ],
+        "data.sources.0.bad_records",
+        "must be whole",
+    ),
+    "corpus of nothing": (
+        [
+            "data.negatives={count: 0}",
+            "data.sources=[{name: a, path: a.parquet, negatives: [n], corpus: c.parquet}]",
+        ],
+        "data.sources.0.corpus",
+        "add candidates",
+    ),
     "parents of nothing": (
         ["data.negatives={count: 0}", "data.sources.0.parents=[page]"],
         "data.sources.0.parents",

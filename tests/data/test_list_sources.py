@@ -206,43 +206,77 @@ def test_an_msmarco_folder(tmp_path, opened, tokenizer, form):
     assert texts(found, tokenizer) == EXPECTED
 
 
-def test_batches_of_arctictraining(tmp_path, opened, tokenizer):
-    """Token lists with special tokens and the prompts that metadata.json names."""
-    prompt = tokenizer.encode(["river"])[0].tolist()
+@pytest.fixture
+def arctic_batch(tokenizer):
+    """Writes a batch as ArcticTraining does: token lists with special tokens and prompts, of the
+    EXPECTED lists."""
 
-    def ids(text, before=()):
-        return [
-            tokenizer.start_id,
-            *before,
-            *tokenizer.encode([text])[0].tolist(),
-            tokenizer.end_id,
-        ]
+    def write(folder, query_prompt="", document_prompt=""):
+        def ids(text, prompt):
+            both = (tokenizer.encode([one])[0].tolist() for one in (prompt, text) if one)
+            return [tokenizer.start_id, *(token for one in both for token in one), tokenizer.end_id]
 
-    folder = tmp_path / "stage" / "batch_00000000"
-    folder.mkdir(parents=True)
-    (tmp_path / "stage" / "metadata.json").write_text(
-        json.dumps({"query_prefix": "river", "document_prefix": "", "max_length": 512})
-    )
-    whole = pa.uint64()
-    tables = {
-        "queries": {
-            "BATCH_QUERY_ID": pa.array([5, 6], whole),
-            "QUERY_TOKEN_ID_LIST": [ids(text, prompt) for text in QUERIES[:2]],
-        },
-        "documents": {
-            "BATCH_DOCUMENT_ID": pa.array(range(5), whole),
-            "DOCUMENT_TOKEN_ID_LIST": [ids(text) for text in DOCUMENTS],
-        },
-        "relations": {
-            "BATCH_QUERY_ID": pa.array([5, 5, 5, 6, 6, 6, 6, 6], whole),
-            "BATCH_DOCUMENT_ID": pa.array([0, 1, 2, 1, 3, 4, 0, 2], whole),
-            "RELEVANCE": pa.array([1, -1, -1, 1, 1, -1, -1, 0], pa.int8()),
-        },
-    }
-    for name, columns in tables.items():
-        parquet.write_table(pa.table(columns), folder / f"{name}.parquet")
-    found = opened(path=f"arctictraining:{tmp_path / 'stage'}")
+        whole = pa.uint64()
+        tables = {
+            "queries": {
+                "BATCH_QUERY_ID": pa.array([5, 6], whole),
+                "QUERY_TOKEN_ID_LIST": [ids(text, query_prompt) for text in QUERIES[:2]],
+            },
+            "documents": {
+                "BATCH_DOCUMENT_ID": pa.array(range(5), whole),
+                "DOCUMENT_TOKEN_ID_LIST": [ids(text, document_prompt) for text in DOCUMENTS],
+            },
+            "relations": {
+                "BATCH_QUERY_ID": pa.array([5, 5, 5, 6, 6, 6, 6, 6], whole),
+                "BATCH_DOCUMENT_ID": pa.array([0, 1, 2, 1, 3, 4, 0, 2], whole),
+                "RELEVANCE": pa.array([1, -1, -1, 1, 1, -1, -1, 0], pa.int8()),
+            },
+        }
+        folder.mkdir(parents=True)
+        for name, columns in tables.items():
+            parquet.write_table(pa.table(columns), folder / f"{name}.parquet")
+
+    return write
+
+
+def prefixes(folder, query="", document=""):
+    """The metadata.json that stands beside the batches of a stage."""
+    facts = {"query_prefix": query, "document_prefix": document, "max_length": 512}
+    (folder / "metadata.json").write_text(json.dumps(facts))
+
+
+@pytest.mark.parametrize("given", ["stage", "stage/data", "stage/data/batch_00000000"])
+def test_batches_of_arctictraining(tmp_path, opened, tokenizer, arctic_batch, given):
+    """The prompts that metadata.json beside `data` names are taken off, wherever the path points;
+    other prompts are other lists."""
+    arctic_batch(tmp_path / "stage" / "data" / "batch_00000000", "river", "violin")
+    prefixes(tmp_path / "stage", "river", "violin")
+    found = opened(path=f"arctictraining:{tmp_path / given}")
     assert texts(found, tokenizer) == EXPECTED
+
+    prefixes(tmp_path / "stage", "river", "harbour")
+    with pytest.raises(DataError, match="document 0 does not begin with the prompt in metadata"):
+        opened(path=f"arctictraining:{tmp_path / given}")
+
+
+def test_stages_of_arctictraining_have_their_own_prompts(tmp_path, opened, tokenizer, arctic_batch):
+    for name, prompt in (("first", "river"), ("second", "ember"), ("third", "")):
+        arctic_batch(tmp_path / name / "data" / "batch_00000000", prompt)
+        prefixes(tmp_path / name, prompt)
+    # The nearest counts.
+    (tmp_path / "third" / "metadata.json").rename(tmp_path / "third" / "data" / "metadata.json")
+    prefixes(tmp_path / "third", "falcon")
+    found = opened(path=f"arctictraining:{tmp_path}")
+    assert texts(found, tokenizer) == EXPECTED
+
+
+def test_a_batch_of_arctictraining_without_metadata(tmp_path, opened, arctic_batch):
+    batch = tmp_path / "far" / "stage" / "data" / "batch_00000000"
+    arctic_batch(batch)
+    prefixes(tmp_path / "far")
+    with pytest.raises(DataError, match=r"batch_00000000: no metadata\.json here or up to two .*"
+                                        r"query_prefix"):  # fmt: skip
+        opened(path=f"arctictraining:{tmp_path}")
 
 
 def test_mined_candidates_of_pairs(tmp_path, opened, tokenizer):
@@ -334,7 +368,8 @@ def test_wrong_records_name_their_place(tmp_path, opened):
             opened(path=str(file), document="pos", negatives=["neg"], scores=["s"])
         return str(caught.value)
 
-    assert "line 2: a text is empty" in error(neg=[""])
+    assert "line 2: a text is empty" in error(query="")
+    assert "line 2: a text is not text but int" in error(neg=[7])
     assert "line 2: 1 scores for 1 documents and 1 negatives" in error(s=[0.5])
     assert "line 2: the score 'x' is not a number" in error(s=[0.5, "x"])
     assert "line 2: column 'pos' holds no document" in error(pos=[], s=[0.5])

@@ -50,6 +50,8 @@ def test_candidates_must_be_mined(tmp_path, look):
     file = str(tiny.parquet(tmp_path / "a.parquet", 0, 20))
     folder = candidate_files.mined(tmp_path / "mined", {"a": tiny.pairs(0, 20)})
     assert look(path=file, candidates=str(folder)) == "a 1 file(s)"
+    with pytest.raises(DataError, match=r"c\.jsonl: no such file"):
+        look(path=file, candidates=str(folder), corpus=str(tmp_path / "c.jsonl"))
     (folder / "manifest.json").unlink()
     with pytest.raises(DataError, match="holds no finished candidates"):
         look(path=file, candidates=str(folder))

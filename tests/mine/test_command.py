@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from pyarrow import parquet
 
 from arcticjax.errors import ConfigError, DataError
 from arcticjax.mine import __main__ as command
@@ -68,6 +69,17 @@ def test_print_config_and_output(folder, capsys):
         ["--config", str(making.config_file(folder)), "--output", "elsewhere", "--print-config"]
     )
     assert "output: elsewhere" in capsys.readouterr().out
+
+
+def test_suspicious_candidates_are_found_without_a_config(folder, tmp_path):
+    """The folder says itself where its inputs are."""
+    arguments = ["--suspicious", str(folder / "out"), "--output", str(tmp_path / "s.parquet")]
+    with pytest.raises(ConfigError, match=r"choose a group with --group \(a, task\)"):
+        command.main(arguments)
+    command.main([*arguments, "--group", "task"])
+    rows = parquet.read_table(tmp_path / "s.parquet").to_pylist()
+    assert {"positive", "above the positive"} <= {sign for row in rows for sign in row["signs"]}
+    assert all(row["query"] and row["document"] for row in rows)
 
 
 def test_mistakes(folder, tmp_path):

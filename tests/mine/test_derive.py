@@ -107,7 +107,8 @@ def test_what_cannot_be_relabelled(tmp_path):
     nothing = scores_file(tmp_path / "s.parquet", [(7, 7, 0.1)])
     with pytest.raises(DataError, match="names no query and document"):
         relabel(source, nothing, tmp_path / "b")
-    assert not (tmp_path / "b" / candidates.MANIFEST).exists()
+    # Nor is anything left of the copy that was begun.
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["a", "s.parquet"]
     lacking = scores_file(tmp_path / "t.parquet", [(1, 1, 0.1)], ("query_id", "id", "score"))
     with pytest.raises(DataError, match="with the columns query_id, document_id, score"):
         relabel(source, lacking, tmp_path / "b")
@@ -119,6 +120,32 @@ def test_what_cannot_be_relabelled(tmp_path):
         relabel(source, good, source)
     with pytest.raises(ConfigError, match="--output DIR is missing"):
         command.main(["--relabel", str(source), str(good)])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "note").touch()
+    with pytest.raises(ConfigError, match="is no empty folder"):
+        relabel(source, good, tmp_path / "full")
+    (tmp_path / "empty").mkdir()
+    relabel(source, good, tmp_path / "empty")
+    assert (tmp_path / "empty" / candidates.MANIFEST).exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--relabel", "a", "s", "--merge", "a"], "--merge: not allowed with argument --relabel"),
+        (["--sweep", "--plan", "3/3"], "--plan: not allowed with argument --sweep"),
+        (["--suspicious", "a", "--sweep"], "--sweep: not allowed with argument --suspicious"),
+        (["--relabel", "a", "s", "--config", "c"], "--config: --relabel reads no config"),
+        (["--merge", "a", "--set", "top_k=3"], "--set: --merge reads no config"),
+        (["--sweep", "--output", "a", "--set", "top_k=3"], "--set replaces fields of a config"),
+        (["--sweep", "--depth", "3"], "--depth goes with --suspicious alone"),
+        (["--config", "c", "--negatives", "3"], "--negatives goes with --sweep alone"),
+        (["--config", "c", "--topology", "v5e:2x4"], "--topology goes with --plan alone"),
+    ],
+)
+def test_options_that_would_not_be_looked_at(options, problem):
+    with pytest.raises(ConfigError, match=problem):
+        command.main(options)
 
 
 def test_teachers_are_merged(tmp_path):

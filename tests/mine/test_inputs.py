@@ -1,11 +1,15 @@
 """From inputs to distinct texts with ids that ascend, and which belong together."""
 
+import hashlib
+import json
+
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from arcticjax.config import InputConfig, MineConfig
+from arcticjax.config import InputConfig, MineConfig, SourceConfig
+from arcticjax.data import catalog
 from arcticjax.data.stored import text_id
 from arcticjax.errors import ConfigError, DataError
 from arcticjax.mine import inputs
@@ -107,6 +111,19 @@ def test_a_beir_folder_keeps_its_ids(tmp_path, tokenizer):
     assert ids[pool.own_Q[places["q05"]]] == "x-query"
 
 
+def test_the_fingerprint_of_a_beir_folder_is_of_its_content(tmp_path, tokenizer):
+    """Of distinct queries, documents and which belong together, as one JSON text."""
+    folder = making.beir_folder(tmp_path / "task")
+    (pool,) = inputs.open_pools(config(f"beir:{folder}"), tmp_path / "cache", tokenizer)
+    sides = [
+        [list(pair) for pair in zip(side.ids.tolist(), texts(side), strict=True)]
+        for side in (pool.queries, pool.documents)
+    ]
+    rows = np.split(pool.positives, pool.positive_starts[1:-1])
+    content = json.dumps([*sides, [row.tolist() for row in rows]])
+    assert pool.fingerprint == hashlib.sha256(content.encode()).hexdigest()
+
+
 def test_a_split_of_a_beir_folder(tmp_path, tokenizer):
     folder = making.beir_folder(tmp_path / "task")
     (folder / "qrels").mkdir()
@@ -133,6 +150,34 @@ def test_a_union_shares_texts_and_takes_no_beir_folder(tmp_path, tokenizer):
     given.append({"name": "task", "path": f"beir:{making.beir_folder(tmp_path / 'task')}"})
     with pytest.raises(ConfigError, match="input 'task' is a BEIR folder"):
         inputs.open_pools(config(given, corpus="union"), tmp_path / "cache", tokenizer)
+
+
+def test_a_corpus_beside_the_pairs(tmp_path, tokenizer):
+    """Also a stored one; queries are those of the pairs alone, and positives are of the corpus."""
+    rows = {"text": ["meadow", "stone cloud", "copper"], "query": ["a", "b", "c"]}
+    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "c.parquet")
+    one = {"name": "p", "path": pairs_file(tmp_path / "p.parquet", PAIRS)}
+    given = [{**one, "corpus": str(tmp_path / "c.parquet")}]
+    (pool,) = inputs.open_pools(config(given), tmp_path / "cache", tokenizer)
+    assert sorted(texts(pool.queries)) == ["harbour", "lantern", "river"]
+    documents = {"stone cloud", "ember violin", "lantern", "meadow", "copper"}
+    assert set(texts(pool.documents)) == documents and len(pool.documents) == 5
+    assert positives(pool)["river"] == {"stone cloud", "ember violin"}
+    (plain,) = inputs.open_pools(config([one]), tmp_path / "cache", tokenizer)
+    assert plain.fingerprint != pool.fingerprint
+
+    stored = catalog.open_cached(
+        SourceConfig(name="c", path=given[0]["corpus"], document="text"),
+        tmp_path / "stored",
+        tokenizer,
+    )
+    given = [{**one, "corpus": str(stored.directory)}]
+    (again,) = inputs.open_pools(config(given), tmp_path / "cache", tokenizer)
+    assert again.fingerprint == pool.fingerprint
+
+    given = [{"name": "t", "path": str(making.beir_folder(tmp_path / "t")), "corpus": "c.parquet"}]
+    with pytest.raises(ConfigError, match="input 't': a BEIR folder brings its own corpus"):
+        inputs.open_pools(config(given), tmp_path / "cache", tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,23 @@ def test_changed_inputs_are_refused_by_name(folder, tmp_path):
     assert making.files(folder / "out") == before
 
 
+def test_pairs_are_compared_with_a_larger_corpus(folder):
+    """Positives are part of it though it does not list them; a text in both counts once."""
+    larger = [document for _, document in (*tiny.pairs(2, 30), tiny.pairs(0, 60)[7])]
+    table = pyarrow.table({"body": [*larger, larger[0]]})
+    pyarrow.parquet.write_table(table, folder / "larger.parquet")
+    one = {"name": "a", "path": str(folder / "a.parquet"), "corpus_column": "body"}
+    one["corpus"] = str(folder / "larger.parquet")
+    opened = candidates.open_candidates(making.mine(folder, "out-larger", input=[one]))
+    pairs = tiny.pairs(0, 60)
+    queries = {text_id(query): query for query, _ in pairs}
+    documents = {text_id(text): text for text in (*larger, *(text for _, text in pairs))}
+    positives = {text_id(query): {text_id(document)} for query, document in pairs}
+    (group,) = opened.groups
+    assert (group.queries, group.documents) == (60, 90)
+    check(opened.read(group), brute_force(folder, queries, documents, positives))
+
+
 def test_a_union_is_one_group(folder):
     tiny.parquet(folder / "b.parquet", 1, 20, longest=8)
     both = [{"name": name, "path": str(folder / f"{name}.parquet")} for name in ("a", "b")]
