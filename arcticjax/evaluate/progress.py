@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -66,13 +67,20 @@ class Progress:
         total = sum(work or 0.0 for work in self._works.values())
         done = self._done + self._current()
         elapsed = self._clock() - self._began
-        rate = done / elapsed if done > 0.02 * total and elapsed > 1 else self._rate
+        rate = done / elapsed if self._reached() else self._rate
         return (total - done) / rate
+
+    def estimate(self) -> str:
+        """What is left, in words: until something was reached, of encoding alone, since loading,
+        compiling and searching cannot be measured ahead."""
+        left = self.left()
+        rounded_up = None if left is None else math.ceil(left)
+        return f"about {seconds(rounded_up)}" + ("" if self._reached() else " of encoding")
 
     def begin(self, task: str, texts: int | None) -> None:
         """A task is begun; `texts` are to be encoded, None if not known."""
         self._task, self._texts, self._encoded = task, texts or 0, 0
-        self.say(f"{task}: begun, about {seconds(self.left())} left in all")
+        self.say(f"{task}: begun, {self.estimate()} left in all")
 
     def encoded(self, texts: int) -> None:
         """So many texts more are encoded."""
@@ -83,7 +91,7 @@ class Progress:
             return
         self._last = now
         of = f" of {self._texts:,}" if self._texts else ""
-        line = f"{self._task}: {self._encoded:,}{of} texts, about {seconds(self.left())} left"
+        line = f"{self._task}: {self._encoded:,}{of} texts, {self.estimate()} left"
         if self._terminal:
             self._stream.write(f"\r\x1b[K{line}")
             self._stream.flush()
@@ -101,6 +109,13 @@ class Progress:
         if self._talk:
             clear = "\r\x1b[K" if self._terminal else ""
             print(f"{clear}{line}", file=self._stream, flush=True)
+
+    def _reached(self) -> bool:
+        """Whether so much is done that its time, all that goes with encoding included, tells of the
+        rest."""
+        total = sum(work or 0.0 for work in self._works.values())
+        done = self._done + self._current()
+        return done > 0.02 * total and self._clock() - self._began > 1
 
     def _current(self) -> float:
         if not self._texts:

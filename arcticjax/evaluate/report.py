@@ -15,6 +15,7 @@ from arcticjax.evaluate.progress import seconds
 from arcticjax.evaluate.records import Record, write_bytes, write_json
 from arcticjax.evaluate.summary import Comparison, Row, Summary, compare, sizes, summarize
 from arcticjax.export.scores import REPORT_FILE, RESULTS_FILE
+from arcticjax.scoring import benchmarks
 from arcticjax.scoring.compression import FULL, Compression
 
 SCORES_PLOT, SIZES_PLOT = "scores.png", "sizes.png"
@@ -25,7 +26,7 @@ DASH = "-"
 class About:
     """What was evaluated, for the head of the report. model: as the user named it. facts: further
     lines, as (what, value). encoder: what `export.scores` knows the model by. datasets: task ->
-    where MTEB has its data."""
+    where MTEB has its data. parameters: of the encoder. length: tokens where texts were cut."""
 
     model: str
     revision: str
@@ -34,6 +35,8 @@ class About:
     facts: list[tuple[str, str]]
     encoder: Mapping[str, Any]
     datasets: Mapping[str, Mapping[str, str]]
+    parameters: int
+    length: int
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Table:
 def write(output: Path, about: About, records: Sequence[Record]) -> Summary:
     """Writes all files of the report into `output`; ResourceError if that fails."""
     summary = summarize(records)
-    comparison = compare(summary)
+    comparison = compare(summary, about.parameters)
     tables = make_tables(about, summary, comparison)
     pictures = _pictures(about, summary, comparison)
     for name, picture in pictures.items():
@@ -98,7 +101,7 @@ def make_tables(about: About, summary: Summary, comparison: Comparison | None) -
     if not tables[0].rows:
         tables.pop(0)
     if comparison is not None:
-        tables += _comparison_tables(summary, comparison)
+        tables += _comparison_tables(about, summary, comparison)
     if len(about.compressions) > 1:
         tables += _size_tables(about, summary)
     return tables
@@ -130,26 +133,32 @@ def _score_row(row: Row) -> list[str]:
     ]
 
 
-def _comparison_tables(summary: Summary, comparison: Comparison) -> list[Table]:
-    models = list(comparison.by_task)
-    ours = [
-        row for row in summary.rows if any(row.name in one for one in comparison.by_task.values())
-    ]
+def _comparison_tables(about: About, summary: Summary, comparison: Comparison) -> list[Table]:
+    ours = [row for row in summary.rows if row.name in benchmarks.RETRIEVAL_15]
+    remark = "In brackets: ours less theirs. The nearest in size come first."
+    if about.length != benchmarks.PUBLISHED_LENGTH:
+        remark += (
+            f"\nNot the published protocol: texts were cut at {about.length} tokens here, it cuts "
+            f"at {benchmarks.PUBLISHED_LENGTH}."
+        )
     tables = [
         Table(
-            "Beside published nDCG@10\nIn brackets: ours less theirs.",
-            ["", "ours", "95 %", *models],
+            f"Beside published nDCG@10\n{remark}",
+            ["", "parameters", *(row.name for row in ours)],
             [
                 [
-                    row.name,
-                    _number(row.ndcg),
-                    _interval(row.interval),
-                    *(
-                        _beside(comparison.by_task[model].get(row.name), row.ndcg)
-                        for model in models
-                    ),
-                ]
-                for row in ours
+                    "ours",
+                    f"{about.parameters / 1e6:,.0f} M",
+                    *(f"{_number(row.ndcg)} [{_interval(row.interval)}]" for row in ours),
+                ],
+                *(
+                    [
+                        model,
+                        DASH if comparison.sizes[model] is None else f"{comparison.sizes[model]} M",
+                        *(_beside(values.get(row.name), row.ndcg) for row in ours),
+                    ]
+                    for model, values in comparison.by_task.items()
+                ),
             ],
         )
     ]

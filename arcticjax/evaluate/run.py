@@ -67,6 +67,8 @@ def run(request: Request, mesh: Mesh) -> None:
         _facts(source.contract, embedder),
         {**fingerprints(source), "dimension": embedder.dimension, "precision": request.precision},
         {one.name: one.dataset for one in wanted if one.dataset is not None},
+        source.spec.parameter_count(),
+        source.contract.document_length,
     )
     identities = {
         one.name: records.Identity(one.name, revision, one.data, [str(c) for c in compressions])
@@ -152,9 +154,10 @@ def _announce(
         more = "" if len(known) == len(sizes) else " and those of tasks of unknown size"
         devices = embedder.shapes()["devices"]
         shown.say(
-            f"takes   about {progress.seconds(shown.left())} for {len(pending)} tasks, "
-            f"{sum(known):,} texts{more}, at {rate:,.0f} characters/s measured on {devices} "
-            f"device{'s' if devices > 1 else ''}"
+            f"takes   {shown.estimate()} for {len(pending)} "
+            f"task{'s' if len(pending) > 1 else ''}, {sum(known):,} texts{more}, at {rate:,.0f} "
+            f"characters/s measured on {devices} device{'s' if devices > 1 else ''}; loading, "
+            "compiling and searching come on top and are counted from the first texts on"
         )
     return shown
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -43,10 +44,12 @@ class Summary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Published nDCG@10 beside ours. by_task: column -> score -> value. means: model -> mean of
-    the fifteen; empty unless all of them were scored."""
+    """Published nDCG@10 beside ours. by_task: model -> score -> value, the nearest in size first.
+    sizes: model -> millions of parameters, None where not published. means: model -> mean of the
+    fifteen; empty unless all of them were scored."""
 
     by_task: dict[str, dict[str, float]]
+    sizes: dict[str, int | None]
     means: dict[str, float]
 
 
@@ -69,17 +72,23 @@ def summarize(records: Sequence[Record]) -> Summary:
     )
 
 
-def compare(summary: Summary) -> Comparison | None:
-    """What was published of the scores at hand; None if none of them is of the fifteen."""
+def compare(summary: Summary, parameters: int) -> Comparison | None:
+    """What was published of the scores at hand, for a model of so many parameters; None if none of
+    them is of the fifteen."""
     at_hand = {row.name for row in summary.rows} & set(benchmarks.RETRIEVAL_15)
     if not at_hand:
         return None
+
+    def distance(model: str) -> float:
+        size = published.SIZES[model]
+        return math.inf if size is None else abs(math.log(size * 1e6 / parameters))
+
     by_task = {
         model: {score: value for score, value in values.items() if score in at_hand}
-        for model, values in published.BY_TASK.items()
+        for model, values in sorted(published.BY_TASK.items(), key=lambda one: distance(one[0]))
     }
     whole = at_hand == set(benchmarks.RETRIEVAL_15)
-    return Comparison(by_task, dict(published.MEANS) if whole else {})
+    return Comparison(by_task, dict(published.SIZES), dict(published.MEANS) if whole else {})
 
 
 def sizes(

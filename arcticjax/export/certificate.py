@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,8 +43,9 @@ from arcticjax.export.readers import Reader
 from arcticjax.export.record import facts_of
 from arcticjax.export.shards import SHARD_BYTES
 from arcticjax.export.source import Source, open_source
+from arcticjax.models.families import is_original
 from arcticjax.models.pretrained import read_json
-from arcticjax.models.safe_weights import digest, weight_files
+from arcticjax.models.safe_weights import WEIGHTS, WEIGHTS_INDEX, digest, weight_files
 from arcticjax.models.spec import ModelSpec
 from arcticjax.models.tokenizer import TextTokenizer
 
@@ -53,6 +55,14 @@ CERTIFICATE_FILE = "certificate.json"
 # weights, and for a folder in bfloat16, as it loads, from the encoder as trained.
 TOLERANCE = 1e-5
 BFLOAT16_TOLERANCE = 1e-2
+
+# Files of a folder that are neither weights nor code.
+_SETTINGS = (".json", ".txt", ".model")
+_ORIGINAL_NOTE = (
+    "The folder is in the form of the code that was published with it. That code was not run: "
+    "compared with the weights under transformers' names, beside the folder's own tokenizer, "
+    "modules and prompts, as {} reads them."
+)
 
 
 @dataclass(frozen=True)
@@ -190,14 +200,7 @@ def import_certified(
     """
     output = Path(output).absolute()
     probes = probes_for(source.contract, TextTokenizer.from_file(source.tokenizer_folder))
-    found = readers.torch_vectors([folder], probes)
-    if found is None:
-        raise CheckpointError(
-            f"{folder}: cannot be compared with what sentence-transformers makes of it, which is "
-            "not installed; install arcticjax[convert]"
-        )
-    theirs, vectors = found
-    with _staged(output) as staging:
+    with _staged(output) as staging, tempfile.TemporaryDirectory() as scratch:
         write_folder(
             staging,
             spec=source.spec,
@@ -206,6 +209,19 @@ def import_certified(
             contract=source.contract,
             storage=Storage(shard_bytes=shard_bytes, truncate_dim=source.truncate_dim),
         )
+        encoder = source.tokenizer_folder
+        note = "Compared with the original folder as {} reads it."
+        if is_original(read_json(encoder / "config.json", required=True)):
+            note = _ORIGINAL_NOTE
+            copied = _without_code(folder, encoder, staging, Path(scratch, "model"))
+            folder, encoder = copied, copied / encoder.relative_to(folder)
+        found = readers.torch_vectors([folder], probes)
+        if found is None:
+            raise CheckpointError(
+                f"{source.origin}: cannot be compared with what sentence-transformers makes of it, "
+                "which is not installed; install arcticjax[convert]"
+            )
+        theirs, vectors = found
         certificate = _compare(
             staging,
             _Expected(probes, vectors[0].exact, vectors[0].exact),
@@ -218,13 +234,33 @@ def import_certified(
                 probe_tokens(
                     source.contract, TextTokenizer.from_file(source.tokenizer_folder), probe
                 ),
-                source.tokenizer_folder,
+                encoder,
                 with_torch=True,
             ),
-            f"Compared with the original folder as {theirs} reads it.",
+            note.format(theirs),
         )
         write_card(staging, source.spec, source.contract, certificate, facts_of(source))
         return certificate
+
+
+def _without_code(folder: Path, encoder: Path, native: Path, copy: Path) -> Path:
+    """Makes `copy` of a sentence-transformers `folder` in original form, which has its encoder in
+    `encoder`, with the sizes and the weights of `native`: its tokenizer, modules and prompts."""
+
+    def left_out(place: str, names: list[str]) -> list[str]:
+        return [
+            name
+            for name in names
+            if Path(place, name).is_file()
+            and (not name.endswith(_SETTINGS) or name == WEIGHTS_INDEX)
+        ]
+
+    shutil.copytree(folder, copy, ignore=left_out)
+    target = copy / encoder.relative_to(folder)
+    shutil.copyfile(native / "config.json", target / "config.json")
+    for file in native.glob(f"{Path(WEIGHTS).stem}*"):
+        (target / file.name).symlink_to(file)
+    return copy
 
 
 def cut(vectors: np.ndarray, truncate_dim: int | None) -> np.ndarray:

@@ -89,6 +89,12 @@ ALIASES = {"new": "gte"}
 ORIGINAL_PREFIXES = {"nomic_bert": "bert.", "gte": "new."}
 
 
+def is_original(content: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is in the form of code that was published with a family's weights:
+    transformers cannot read it unless it runs that code."""
+    return content.get("model_type") in ALIASES or nomic_bert.ORIGINAL_WIDTH in content
+
+
 def read_config(content: Mapping[str, Any], pooling: Pooling) -> ModelSpec:
     """The spec that a Hugging Face `config.json` describes.
 

@@ -47,9 +47,11 @@ ORIGINAL_TABLE: tuple[Entry, ...] = (
     *norm(f"{_OLD_LAYER}.norm2", "layers/mlp/norm"),
 )
 
+# The key of the original code's config.json that tells it from transformers'.
+ORIGINAL_WIDTH = "n_embd"
 _ORIGINAL_SIZES = {
     "vocab_size": "vocab_size",
-    "n_embd": "hidden_size",
+    ORIGINAL_WIDTH: "hidden_size",
     "n_layer": "num_layers",
     "n_head": "num_heads",
     "n_inner": "intermediate_size",
@@ -82,7 +84,7 @@ _ORIGINAL_FIXED = {
 
 def read(config: ConfigReader) -> dict[str, Any]:
     """A spec's fields from either form of the file."""
-    if "n_embd" in config.content:
+    if ORIGINAL_WIDTH in config.content:
         return _read_original(config)
     config.fixed("hidden_act", "silu")
     fields = config.sizes()

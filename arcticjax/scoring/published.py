@@ -5,6 +5,11 @@ Sources are beside each table. Published percentages are fractions here.
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
+from arcticjax.scoring.benchmarks import RETRIEVAL_15
+
 # Score -> value, by column: float32, int8 and int4 of m-v1.5 truncated to 256 dimensions. Source:
 # the notebook on compression in https://github.com/Snowflake-Labs/arctic-embed, which gives the
 # means 0.54234, 0.54275 and 0.53729.
@@ -26,29 +31,24 @@ _M_V1_5_256 = {
     "Touche2020": (0.31368, 0.31754, 0.31245),
 }
 
-# Source: MTEB's repository of results (https://github.com/embeddings-benchmark/results), model
-# Snowflake/snowflake-arctic-embed-m. Their mean is the 54.90 of the model's card.
-_M = {
-    "ArguAna": 0.56436,
-    "CQADupstackRetrieval": 0.43806,
-    "ClimateFEVER": 0.39368,
-    "DBPedia": 0.44733,
-    "FEVER": 0.89015,
-    "FiQA2018": 0.42403,
-    "HotpotQA": 0.73654,
-    "MSMARCO": 0.41765,
-    "NFCorpus": 0.36767,
-    "NQ": 0.62427,
-    "QuoraRetrieval": 0.87418,
-    "SCIDOCS": 0.21097,
-    "SciFact": 0.73548,
-    "TRECCOVID": 0.79646,
-    "Touche2020": 0.31469,
-}
+# Rows of MTEB's leaderboard, in percent; `parameters` in millions, empty where not published;
+# `mean` as the leaderboard has it. Source: boards_data/en/data_tasks/Retrieval/default.jsonl of
+# https://github.com/embeddings-benchmark/leaderboard at commit
+# ab2ea305be0b9b29f26e1a28fa58730a4f5a6ff5.
+LEADERBOARD = Path(__file__).with_name("published.csv")
 
-# Model -> score -> nDCG@10.
+
+def _short(model: str) -> str:
+    return model.rpartition("/")[2].removeprefix("snowflake-")
+
+
+with LEADERBOARD.open(encoding="utf-8", newline="") as _file:
+    _ROWS = {_short(row["model"]): row for row in csv.DictReader(_file)}
+
+# Model -> score -> nDCG@10: the family, then its peers.
 BY_TASK: dict[str, dict[str, float]] = {
-    "arctic-embed-m": _M,
+    model: {score: round(float(row[score]) / 100, 4) for score in RETRIEVAL_15}
+    for model, row in _ROWS.items()
 } | {
     f"arctic-embed-m-v1.5, 256 x {kind}": {
         score: values[column] for score, values in _M_V1_5_256.items()
@@ -56,32 +56,14 @@ BY_TASK: dict[str, dict[str, float]] = {
     for column, kind in enumerate(("float32", "int8", "int4"))
 }
 
-# Model -> mean of the 15. Sources: the models' cards, which call the 15 BEIR for 2.0 (l-v2.0: 55.6
-# as summaries of its card repeat it, to one decimal). The README of Arctic-Embed also has 54.91 for
-# m.
-MEANS: dict[str, float] = {
-    "arctic-embed-xs": 0.5015,
-    "arctic-embed-s": 0.5198,
-    "arctic-embed-m": 0.5490,
-    "arctic-embed-m-long": 0.5483,
-    "arctic-embed-l": 0.5598,
-    "arctic-embed-m-v1.5": 0.5514,
-    "arctic-embed-m-v2.0": 0.5538,
-    "arctic-embed-l-v2.0": 0.5560,
-    # Peers, as the README of Arctic-Embed reports them at release; nomic-embed-text-v1.5 has 53.25
-    # in another of its tables.
-    "all-MiniLM-L6-v2": 0.4195,
-    "GIST-all-MiniLM-L6-v2": 0.4512,
-    "e5-small-v2": 0.4904,
-    "bge-small-en-v1.5": 0.5168,
-    "gte-base": 0.5231,
-    "nomic-embed-text-v1.5": 0.5301,
-    "bge-base-en-v1.5": 0.5325,
-    "e5-large-v2": 0.5056,
-    "bge-large-en-v1.5": 0.5429,
-    "mxbai-embed-large-v1": 0.5439,
-    "UAE-Large-V1": 0.5466,
-    "Cohere-embed-english-v3.0": 0.5500,
-    "text-embedding-3-large": 0.5544,
-    "Gecko": 0.5570,
+# Model -> millions of parameters; None: not published.
+SIZES: dict[str, int | None] = dict.fromkeys(BY_TASK, 109) | {
+    model: int(row["parameters"]) if row["parameters"] else None for model, row in _ROWS.items()
 }
+
+# Model -> mean of the 15. Cards and the README of Arctic-Embed have 54.90 for m too, 55.6 for
+# l-v2.0, 52.31 for gte-base and 53.25 for nomic-embed-text-v1.5. The last two are of that README
+# only.
+MEANS: dict[str, float] = {
+    model: round(float(row["mean"]) / 100, 4) for model, row in _ROWS.items()
+} | {"GIST-all-MiniLM-L6-v2": 0.4512, "Gecko": 0.5570}

@@ -26,10 +26,21 @@ def test_time_left_follows_what_was_reached():
     assert shown.left() == 300 / (100 / 30)
     said = stream.getvalue().splitlines()
     assert said == [
-        "a: begun, about 0:00:40 left in all",
+        "a: begun, about 0:00:40 of encoding left in all",
         "a: 5 of 10 texts, about 0:02:20 left",
         "a: nDCG@10 0.5",
     ]
+
+
+def test_the_first_estimate_does_not_promise_nothing():
+    """Loading and compiling take longer than to encode a small task."""
+    clock, stream = Clock(), io.StringIO()
+    shown = Progress({"a": 40.0, "b": 40.0}, 1000.0, talk=True, stream=stream, clock=clock)
+    assert shown.estimate() == "about 0:00:01 of encoding"
+    shown.begin("a", 10)
+    clock.now = 30.0
+    shown.encoded(10)
+    assert shown.estimate() == "about 0:00:30"
 
 
 def test_lines_come_now_and_then():

@@ -1,5 +1,6 @@
 """Rows of the report: folding, means, intervals, and what they are compared with."""
 
+import dataclasses
 import json
 import re
 
@@ -65,25 +66,37 @@ def test_intervals_shrink_with_tasks(summary):
 
 
 def test_scores_stand_beside_published_ones(summary):
-    comparison = compare(summary)
+    comparison = compare(summary, 33_000_000)
     assert set(comparison.means) == set(published.MEANS)
-    tables = report.make_tables(
-        report.About("m", "0" * 40, 256, KINDS, [], {}, {}), summary, comparison
-    )
+    about = report.About("m", "0" * 40, 256, KINDS, [], {}, {}, 33_000_000, 512)
+    tables = report.make_tables(about, summary, comparison)
     beside = next(table for table in tables if table.title.startswith("Beside published nDCG"))
-    row = next(row for row in beside.rows if row[0] == "NFCorpus")
-    column = beside.head.index("arctic-embed-m-v1.5, 256 x float32")
-    assert row[column].startswith("0.3580 (+0.000")
+    assert "Not the published protocol" not in beside.title
+    column = beside.head.index("NFCorpus")
+    ours, *others = beside.rows
+    assert ours[:2] == ["ours", "33 M"] and ours[column].startswith("0.3580 [0.")
+    row = next(row for row in others if row[0] == "arctic-embed-m-v1.5, 256 x float32")
+    assert row[1] == "109 M" and row[column].startswith("0.3580 (+0.000")
+    cut = report.make_tables(dataclasses.replace(about, length=256), summary, comparison)
+    assert any("texts were cut at 256 tokens here, it cuts at 512" in one.title for one in cut)
     means = next(table for table in tables if table.title.startswith("Beside published means"))
     assert ["arctic-embed-l", "0.5598", "-0.0175"] in means.rows
+
+
+def test_models_of_the_same_size_come_first(summary):
+    order = list(compare(summary, 33_000_000).by_task)
+    assert {published.SIZES[model] for model in order[:5]} == {33}
+    assert order[0] == "arctic-embed-s"
+    assert next(iter(compare(summary, 600_000_000).by_task)) == "arctic-embed-l-v2.0"
+    assert [published.SIZES[model] for model in order[-2:]] == [None, None]
 
 
 def test_a_part_of_the_fifteen_has_no_means_beside(records):
     some = summarize(records[:1])
     assert not some.means
-    comparison = compare(some)
+    comparison = compare(some, 100_000_000)
     assert set(comparison.by_task["arctic-embed-m"]) == {"ArguAna"} and not comparison.means
-    assert compare(summarize([record("mine", {"float32": 0.4})])) is None
+    assert compare(summarize([record("mine", {"float32": 0.4})]), 1) is None
 
 
 def test_subsets_count_alike():
@@ -112,6 +125,8 @@ def test_files_of_a_report(tmp_path, records):
         [("prompts", "query 'q: '")],
         {"weights_sha256": "a" * 64},
         {"NFCorpus": {"path": "mteb/nfcorpus"}},
+        109_000_000,
+        512,
     )
     other = Record(Identity("STS", "f" * 40, "d", []), {"main_score": 0.7}, {}, 0, 0, 2.0)
     report.write(tmp_path, about, [*records, other])

@@ -33,16 +33,46 @@ def test_other_names_are_refused(name):
         benchmarks.expand([name])
 
 
-@pytest.mark.parametrize(
-    "model, mean",
-    [
-        ("arctic-embed-m-v1.5, 256 x float32", 0.54234),
-        ("arctic-embed-m-v1.5, 256 x int8", 0.54275),
-        ("arctic-embed-m-v1.5, 256 x int4", 0.53729),
-        ("arctic-embed-m", 0.5490),
-    ],
-)
-def test_published_scores_have_their_published_mean(model, mean):
+# As the notebook on compression, the models' cards and the README of Arctic-Embed give them; all
+# but the first three to two decimals of a percent.
+MEANS = {
+    "arctic-embed-m-v1.5, 256 x float32": 0.54234,
+    "arctic-embed-m-v1.5, 256 x int8": 0.54275,
+    "arctic-embed-m-v1.5, 256 x int4": 0.53729,
+    "arctic-embed-xs": 0.5015,
+    "arctic-embed-s": 0.5198,
+    "arctic-embed-m": 0.5490,
+    "arctic-embed-m-long": 0.5483,
+    "arctic-embed-l": 0.5598,
+    "arctic-embed-m-v1.5": 0.5514,
+    "arctic-embed-m-v2.0": 0.5538,
+    "all-MiniLM-L6-v2": 0.4195,
+    "e5-small-v2": 0.4904,
+    "bge-small-en-v1.5": 0.5168,
+    "nomic-embed-text-v1.5": 0.5301,
+    "bge-base-en-v1.5": 0.5325,
+    "e5-large-v2": 0.5056,
+    "bge-large-en-v1.5": 0.5429,
+    "mxbai-embed-large-v1": 0.5439,
+    "UAE-Large-V1": 0.5466,
+    "Cohere-embed-english-v3.0": 0.5500,
+    "text-embedding-3-large": 0.5544,
+}
+
+
+@pytest.mark.parametrize("model", published.BY_TASK)
+def test_published_scores_have_their_published_mean(model):
     scores = published.BY_TASK[model]
     assert set(scores) == set(benchmarks.RETRIEVAL_15)
-    assert abs(np.mean(list(scores.values())) - mean) < 6e-5
+    mean = np.mean(list(scores.values()))
+    if model in MEANS:
+        assert abs(mean - MEANS[model]) < 1.2e-4
+    if " x " not in model:
+        assert abs(mean - published.MEANS[model]) < 6e-5
+
+
+def test_the_whole_family_is_there():
+    family = ("xs", "s", "m", "m-long", "l", "m-v1.5", "m-v2.0", "l-v2.0")
+    assert published.BY_TASK.keys() >= {f"arctic-embed-{size}" for size in family}
+    assert published.BY_TASK.keys() >= MEANS.keys()
+    assert published.SIZES.keys() == published.BY_TASK.keys()

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import save_file
 
 import arcticjax
 from arcticjax.checkpoint.store import CheckpointStore
@@ -16,10 +17,12 @@ from arcticjax.config.contract import TextContract
 from arcticjax.errors import CheckpointError, ConfigError
 from arcticjax.export import certificate, readers
 from arcticjax.export.folder import write_folder
+from arcticjax.models.hf_mapping import to_hf_state, to_original_config
 from arcticjax.models.pretrained import load_pretrained
 from arcticjax.models.resolve import resolve
 from arcticjax.models.spec import ModelSpec, parameter_shapes
 from tests import tiny
+from tests.models.family_specs import SPECS
 from tests.torch_here import torch_here
 from tools.convert_to_torch.__main__ import main
 
@@ -232,6 +235,15 @@ def test_bfloat16_cut_and_in_shards(run, tmp_path, capsys, monkeypatch):
     assert arcticjax.load(output).encode(["river"]).shape == (1, 8)
 
 
+@pytest.mark.parametrize(
+    "average", [[], ["--average", "uniform"], ["--average", "uniform", "--step", "1", "2"]]
+)
+def test_a_fraction_is_of_slerp(average, run, tmp_path):
+    command = ["--checkpoint", str(run), "--output", str(tmp_path / "out"), "--fraction", "0.3"]
+    with pytest.raises(ConfigError, match=r"--fraction: .* --average slerp"):
+        main([*command, *average])
+
+
 @pytest.mark.parametrize("size", ["5", "0GB", "many", "5 GiB"])
 def test_sizes_that_are_none(size, run, tmp_path):
     with pytest.raises(ConfigError, match=r"write one as 5GB or 200MB; see .* --help"):
@@ -249,10 +261,13 @@ def test_the_reverse_takes_one_folder(run, tmp_path):
     command = ["--reverse", "--checkpoint", str(source), "--output", str(tmp_path / "in")]
     for extra in (
         ["--step", "1"],
+        ["--pooling", "mean"],
         ["--average", "uniform"],
         ["--dtype", "bfloat16"],
         ["--truncate-dim", "4"],
         ["--results", "scores"],
+        ["--licence", "mit"],
+        ["--fraction", "0.3"],
     ):
         with pytest.raises(ConfigError, match=rf"{extra[0]}: has no meaning with --reverse"):
             main([*command, *extra])
@@ -279,6 +294,38 @@ def test_a_sentence_transformers_folder_becomes_a_start(tmp_path, monkeypatch, c
     assert "base_model: " + name in (output / "README.md").read_text()
     config = load_config(tiny.run_config(tmp_path / "run", **{"model.init": str(output)}))
     assert load_pretrained(str(config.model.init)).contract.document_length == 256
+
+
+def original_folder(folder, family):
+    """As published: original names and sizes, with code that must not run, nothing of ours."""
+    tokenizer = tiny.tokenizer_folder(folder.parent / "tokenizer")
+    spec = SPECS[family]
+    params = tiny.weights(spec)
+    contract = TextContract("query: ", "", 64, 64, "cls")
+    write_folder(folder, spec=spec, params=params, tokenizer_folder=tokenizer, contract=contract)
+    (folder / "arcticjax.json").unlink()
+    tensors = to_hf_state(spec, params, original=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    code = {"auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
+    (folder / "config.json").write_text(json.dumps(to_original_config(spec) | code))
+    (folder / "code.py").write_text("raise SystemExit('the code of the folder was run')")
+    return params
+
+
+@pytest.mark.parametrize("family", ["nomic_bert", "gte"])
+def test_a_folder_in_original_form_becomes_a_start(family, tmp_path, monkeypatch):
+    """Its code is not run: sentence-transformers reads its weights under transformers' names."""
+    monkeypatch.setattr(readers, "torch_vectors", TORCH_VECTORS)
+    source, output = tmp_path / "published", tmp_path / "start"
+    params = original_folder(source, family)
+    before = {file: file.read_bytes() for file in source.rglob("*") if file.is_file()}
+    with torch_here():
+        assert main(["--reverse", "--checkpoint", str(source), "--output", str(output)]) == 0
+    stored = json.loads((output / "certificate.json").read_text())
+    assert stored["passed"] is True and stored["max_difference"] <= 1e-5
+    assert any("That code was not run" in note for note in stored["notes"])
+    assert same_weights(output, params)
+    assert {file: file.read_bytes() for file in source.rglob("*") if file.is_file()} == before
 
 
 def test_help_names_the_options(capsys):

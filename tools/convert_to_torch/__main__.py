@@ -94,9 +94,12 @@ def _import(options: argparse.Namespace, output: Path) -> tuple[str, Certificate
         "several --checkpoint": len(options.checkpoint) > 1,
         "--average": options.average,
         "--step": options.step,
+        "--pooling": options.pooling,
         "--dtype": options.dtype != "float32",
         "--truncate-dim": options.truncate_dim,
         "--results": options.results,
+        "--fraction": options.fraction is not None,
+        "--licence": options.licence is not None,
     }
     for option in (option for option, value in given.items() if value):
         raise ConfigError(
@@ -109,7 +112,7 @@ def _import(options: argparse.Namespace, output: Path) -> tuple[str, Certificate
             f"{name}: has no modules.json, so it is no sentence-transformers folder and nothing "
             "states its vectors; convert it with --pooling and without --reverse"
         )
-    source = open_source(name, pooling=options.pooling)
+    source = open_source(name)
     return source.origin, import_certified(output, source, folder, shard_bytes=options.shard_size)
 
 
@@ -136,6 +139,11 @@ def _read(options: argparse.Namespace) -> tuple[Source, Facts]:
             f"--average: {len(names)} checkpoints become one folder only as an average; add "
             "--average uniform or --average slerp"
         )
+    if options.fraction is not None and options.average != "slerp":
+        raise ConfigError(
+            "--fraction: is where slerp stands between two checkpoints; add --average slerp, or "
+            "leave it out"
+        )
     known: list[Facts] = []
 
     def opened() -> Iterator[Source]:
@@ -148,7 +156,8 @@ def _read(options: argparse.Namespace) -> tuple[Source, Facts]:
         source = next(opened())
         facts = known[0]
     else:
-        source = average(opened(), options.average, options.fraction)
+        fraction = 0.5 if options.fraction is None else options.fraction
+        source = average(opened(), options.average, fraction)
         facts = average_facts(known, source.averaged or "")
     if options.licence is not None:
         facts = dataclasses.replace(facts, licence=options.licence)
@@ -228,7 +237,6 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--fraction",
         type=float,
-        default=0.5,
         metavar="F",
         help="where slerp stands between the first (0) and the second (1); default 0.5",
     )
