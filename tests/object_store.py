@@ -64,8 +64,7 @@ class Store:
             self._versions[name] = self._versions.get(name, 0) + 1
 
     def e_tag(self, name: str) -> str:
-        version = self._versions.get(name, 0)
-        return f'"{hashlib.md5(self.objects[name]).hexdigest()}-{version}"'
+        return f'"{hashlib.md5(self.objects[name]).hexdigest()}"'
 
     def version(self, name: str) -> str:
         return str(self._versions.get(name, 0) + 1)

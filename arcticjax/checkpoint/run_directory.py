@@ -15,6 +15,7 @@ from etils import epath
 from arcticjax.checkpoint import identity
 from arcticjax.checkpoint.disk import is_disk_full, require_free
 from arcticjax.checkpoint.lease import HEARTBEAT_SECONDS, STALE_SECONDS, Lease, claim
+from arcticjax.checkpoint.lock_file import LockFile
 from arcticjax.errors import ConfigError, ResourceError
 
 _NOT_A_DIRECTORY = (errno.ENOTDIR, errno.EEXIST)
@@ -79,7 +80,7 @@ class RunDirectory:
         self.create()
         with self._explain():
             return claim(
-                Path(self.lock_file),
+                LockFile(Path(self.lock_file)),
                 heartbeat_seconds=heartbeat_seconds,
                 stale_seconds=stale_seconds,
             )
