@@ -7,6 +7,7 @@ drops the connection. Credentials come from the environment or the machine, neve
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import random
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-from arcticjax.errors import ConfigError
+from arcticjax.errors import ConfigError, StoreError
 
 SCHEMES = ("s3", "gs")
 TRIES = 8
@@ -30,10 +31,6 @@ _QUERY = ("endpoint_override", "region", "scheme")
 # Of a read that broke off after its answer had begun, which the client does not repeat.
 _BROKEN_OFF = "response body"
 _Found = TypeVar("_Found")
-
-
-class StoreError(OSError):
-    """A store that refuses a request or stays away; its text says which request, and why."""
 
 
 class Taken(OSError):
@@ -95,6 +92,12 @@ class Bucket:
 
     def __repr__(self) -> str:
         return f"Bucket({self.address!r})"
+
+    def below(self, name: str) -> Bucket:
+        """A place within this one."""
+        found = copy.copy(self)
+        found.address, found._place = f"{self.address}/{name}", self._key(name)
+        return found
 
     def read(self, name: str) -> bytes:
         """The content of an object; FileNotFoundError where there is none."""

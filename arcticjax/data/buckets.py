@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from arcticjax.buckets import Bucket, Found, StoreError, is_address
+from arcticjax.buckets import Bucket, Found, is_address
 from arcticjax.config import SourceConfig
 from arcticjax.data import record_files
-from arcticjax.errors import DataError, ResourceError
+from arcticjax.errors import DataError, ResourceError, StoreError
 
 FOLDER = "buckets"
 _log = logging.getLogger(__name__)

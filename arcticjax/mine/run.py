@@ -12,8 +12,8 @@ import jax
 from jax.experimental import multihost_utils
 
 from arcticjax.checkpoint import lease
-from arcticjax.checkpoint.lock_file import LockFile
 from arcticjax.checkpoint.agreement import from_primary
+from arcticjax.checkpoint.lock_file import LockFile
 from arcticjax.config import MineConfig
 from arcticjax.data import candidates, record_files
 from arcticjax.errors import ConfigError, ResourceError
