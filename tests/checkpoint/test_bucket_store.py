@@ -8,25 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from arcticjax import buckets
 from arcticjax.buckets import Bucket
 from arcticjax.checkpoint import CheckpointStore
 from arcticjax.checkpoint import __main__ as command
 from arcticjax.errors import CheckpointError, ConfigError, ResourceError, StoreError
-from tests import object_store
 
 ROOT = "b/run/checkpoints"
 TARGET = {"params": {"w": jax.ShapeDtypeStruct((64, 3), jnp.float32)}}
 
 
 @pytest.fixture
-def store(monkeypatch):
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "canary-id")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-secret")
-    monkeypatch.setattr(buckets, "_FIRST_WAIT_SECONDS", 0.001)
-    monkeypatch.setattr(buckets, "_LONGEST_WAIT_SECONDS", 0.002)
-    with object_store.serve() as store:
-        yield store
+def store(bucket_store):
+    return bucket_store
 
 
 def make(seed):

@@ -12,7 +12,6 @@ from arcticjax.data import adapters, buckets
 from arcticjax.data.bad_records import BadRecords
 from arcticjax.doctor import inputs
 from arcticjax.errors import ConfigError, DataError, ResourceError
-from tests import object_store
 
 PAIRS = [(f"query {n}", f"document {n} " + "word " * n) for n in range(60)]
 
@@ -22,18 +21,14 @@ def jsonl(pairs) -> bytes:
 
 
 @pytest.fixture
-def store(monkeypatch):
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "canary-id")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-secret")
-    monkeypatch.setattr(client, "_FIRST_WAIT_SECONDS", 0.001)
+def store(bucket_store, monkeypatch):
     monkeypatch.setattr(client, "_CHUNK", 1000)
-    with object_store.serve() as store:
-        store.objects = {
-            "data/set/a.jsonl": jsonl(PAIRS[:30]),
-            "data/set/more/b.jsonl": jsonl(PAIRS[30:]),
-            "data/other.jsonl": b"no",
-        }
-        yield store
+    bucket_store.objects = {
+        "data/set/a.jsonl": jsonl(PAIRS[:30]),
+        "data/set/more/b.jsonl": jsonl(PAIRS[30:]),
+        "data/other.jsonl": b"no",
+    }
+    return bucket_store
 
 
 def copied(store, name, cache):
