@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import os
 import random
 import time
@@ -58,6 +59,16 @@ class Found:
 def is_address(text: str | os.PathLike[str]) -> bool:
     """Whether a path is that of an object store."""
     return urlsplit(os.fspath(text)).scheme in SCHEMES
+
+
+def folder_here(address: str) -> Path:
+    """Where this machine keeps what it has of a place in a bucket: in the user's cache folder
+    ($XDG_CACHE_HOME, else ~/.cache)."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    parts = urlsplit(address)
+    key = f"{parts.scheme}://{parts.netloc}/{parts.path.strip('/')}"
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    return Path(base) / "arcticjax" / "runs" / digest[:16]
 
 
 class Bucket:

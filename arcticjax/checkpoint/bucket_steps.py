@@ -235,10 +235,12 @@ class BucketSteps(StepDirectories):
             if found.size != entry.size:
                 detail = f"has {found.size:,} bytes instead of {entry.size:,}"
                 return Problem("wrong-size", name, detail)
+            part = None
             if target is not None:
                 target.parent.mkdir(parents=True, exist_ok=True)
+                part = target.with_name(f"{target.name}.{os.getpid()}.part")
             with contextlib.ExitStack() as stack:
-                file = None if target is None else stack.enter_context(target.open("wb"))
+                file = None if part is None else stack.enter_context(part.open("wb"))
                 for chunk in self._bucket.chunks(f"{step}/{name}", entry.size):
                     digest.update(chunk)
                     size += len(chunk)
@@ -249,6 +251,8 @@ class BucketSteps(StepDirectories):
         if digest.hexdigest() != entry.sha256:
             detail = "has other content than was written (SHA-256 differs)"
             return Problem("wrong-hash", name, detail)
+        if part is not None and target is not None:
+            part.replace(target)
         return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import uuid
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from etils import epath
 
-from arcticjax.buckets import Bucket
+from arcticjax.buckets import Bucket, folder_here
 from arcticjax.checkpoint import identity, mirror
 from arcticjax.checkpoint.disk import is_disk_full, require_free
 from arcticjax.checkpoint.lease import HEARTBEAT_SECONDS, STALE_SECONDS, Lease, claim
@@ -36,8 +35,7 @@ class RunDirectory:
     In a run of several processes only process 0 claims; the others just use the paths.
 
     place: what messages call it. bucket: where the run is kept, if not on a disk; `path` is then
-    this process's own folder, in the user's cache, for files on their way there and back, and
-    `cache` one that the processes of this machine share.
+    this process's own folder, in the user's cache, for files on their way there and back.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -45,11 +43,9 @@ class RunDirectory:
         if not text.strip():
             raise ConfigError("run.directory is empty: name the directory that this run writes to")
         self.bucket: Bucket | None = None
-        self.cache: Path | None = None
         if "://" in text:
             self.bucket = Bucket(text, "run.directory")
-            folder = _users_folder(self.bucket)
-            self.cache, text = folder / "cache", os.fspath(folder / f"process-{_rank()}")
+            text = os.fspath(folder_here(text) / f"process-{_rank()}")
         self.path = epath.Path(os.path.abspath(os.path.expanduser(text)))
         self._mirror: mirror.Mirror | None = None
         self.place = os.fspath(self.path) if self.bucket is None else self.bucket.address
@@ -191,13 +187,6 @@ def probe(bucket: Bucket) -> None:
     if bucket.read(name) != content:
         raise StoreError(f"{bucket.address}: gives back other bytes than were written")
     bucket.delete([name])
-
-
-def _users_folder(bucket: Bucket) -> Path:
-    """What belongs to a run in a bucket on this machine."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    key = hashlib.sha256(bucket.address.encode()).hexdigest()[:16]
-    return Path(base) / "arcticjax" / "runs" / key
 
 
 def _rank() -> int:

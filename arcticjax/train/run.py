@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import resource
 import sys
@@ -141,7 +140,7 @@ def _train(
     timeline: Timeline,
 ) -> result.Result:
     timeline.enter("prepare")
-    ready = setup.prepare(_with_cache(config, run_directory.cache), mesh)
+    ready = setup.prepare(config, mesh)
     alike.check_prepared(ready)
     stop.look()
     directory = Path(run_directory.path)
@@ -243,15 +242,6 @@ def _compile(ready: setup.Setup, state: states.State, buffers: activations.Kept)
     if guide is None:
         return compiled
     return lambda state, buffers, batch: compiled(state, buffers, batch, guide)
-
-
-def _with_cache(config: RunConfig, cache: Path | None) -> RunConfig:
-    """The config with the run's own folder for tokenised sources, where they are not to lie in
-    `run.directory`."""
-    if cache is None or config.data.cache is not None:
-        return config
-    data = config.data.model_copy(update={"cache": os.fspath(cache)})
-    return config.model_copy(update={"data": data})
 
 
 def _check_unchanged(config: RunConfig, directory: RunDirectory) -> None:

@@ -80,11 +80,6 @@ def test_names_that_cannot_be_paths_are_refused(tmp_path, name):
         RunDirectory(f"{tmp_path}/{name}" if name.strip() else name).create()
 
 
-def test_buckets_are_refused_for_now():
-    with pytest.raises(ConfigError, match=r"gs://bucket/run: buckets are not supported"):
-        RunDirectory("gs://bucket/run")
-
-
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.EIO])
 def test_a_place_that_cannot_be_written_is_a_resource_error(tmp_path, monkeypatch, code):
     def refuse(path, *_, **__):
