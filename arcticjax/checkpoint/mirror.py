@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from arcticjax.buckets import Bucket
-from arcticjax.errors import ResourceError, StoreError
+from arcticjax.errors import ArcticError, ResourceError, StoreError
 
 SECONDS = 15.0
 # Larger ones are written once and not appended to, so that they can be read while they are sent.
@@ -24,14 +24,20 @@ _log = logging.getLogger(__name__)
 class Mirror:
     """While entered, uploads what changes below `directory`; leaving uploads the rest.
 
-    left_out: folders and files of `directory` that are not mirrored; nor are hidden ones. last: a
-    file that is uploaded after all others, so that who sees it sees them.
+    check: raises ArcticError where nothing may be uploaded any more. left_out: folders and files of
+    `directory` that are not mirrored; nor are hidden ones. last: a file that is uploaded after all
+    others, so that who sees it sees them.
     """
 
     def __init__(
-        self, directory: Path, bucket: Bucket, *, left_out: Sequence[str], last: str
+        self,
+        directory: Path,
+        bucket: Bucket,
+        check: Callable[[], None],
+        left_out: Sequence[str],
+        last: str,
     ) -> None:
-        self._directory, self._bucket = directory, bucket
+        self._directory, self._bucket, self._check = directory, bucket, check
         self._left_out, self._last = frozenset(left_out), last
         self._sent: dict[str, tuple[int, int]] = {}
         self._lock = threading.Lock()
@@ -48,16 +54,18 @@ class Mirror:
         self._thread.join()
         try:
             self.flush()
-        except StoreError as failure:
+        except ArcticError as failure:
             if kind is None:
                 raise
             # The error under way says more.
             _log.warning("%s", failure)
 
     def flush(self) -> None:
-        """Uploads all that changed; raises StoreError where the store does not take it."""
+        """Uploads all that changed; raises StoreError where the store does not take it, and what
+        `check` raises."""
         with self._lock:
             for name, state in self._changed():
+                self._check()
                 path = self._directory / name
                 try:
                     content = path if state[1] > _SMALL else path.read_bytes()
@@ -74,6 +82,8 @@ class Mirror:
                 if not self._told:
                     _log.warning("%s; training goes on, and this is tried again", error)
                 self._told = True
+            except ArcticError:
+                return  # the run will notice by itself
             else:
                 if self._told:
                     _log.warning("%s has the files of the run again", self._bucket.address)

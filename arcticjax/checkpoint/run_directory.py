@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -100,21 +100,29 @@ class RunDirectory:
             return claim(lock, heartbeat_seconds=heartbeat_seconds, stale_seconds=stale_seconds)
 
     def bring(self, names: Iterable[str]) -> None:
-        """Where the run is kept in a bucket, makes these files of `path` what they are there."""
-        if self.bucket is not None:
-            with self._explain():
-                self.path.mkdir(parents=True, exist_ok=True)
-            mirror.bring(self.bucket, Path(self.path), names)
+        """Where the run is kept in a bucket, makes these files of `path` what they are there, and
+        removes all others but checkpoints."""
+        if self.bucket is None:
+            return
+        with self._explain():
+            self.path.mkdir(parents=True, exist_ok=True)
+            for path in self.path.iterdir():
+                if path.is_dir() and path != self.checkpoints:
+                    path.rmtree()
+                elif not path.is_dir():
+                    path.unlink()
+            self.report.mkdir(exist_ok=True)
+        mirror.bring(self.bucket, Path(self.path), names)
 
     @contextmanager
-    def mirrored(self, last: str) -> Iterator[None]:
+    def mirrored(self, check: Callable[[], None], last: str) -> Iterator[None]:
         """Where the run is kept in a bucket, keeps the files of `path` there until the end of the
-        block; `last`: a file that says that all others are there."""
+        block. check: raises where the lease was lost; last: see `Mirror`."""
         if self.bucket is None:
             yield
             return
         left_out = (self.checkpoints.name, self.lock_file.name)
-        with mirror.Mirror(Path(self.path), self.bucket, left_out=left_out, last=last) as found:
+        with mirror.Mirror(Path(self.path), self.bucket, check, left_out, last) as found:
             self._mirror = found
             yield
 

@@ -92,13 +92,12 @@ def run(config: RunConfig) -> result.Result:
         alike.check_start(config)
         directory = RunDirectory(config.run.directory)
         check_lease = _claim(directory, stack)
-        everywhere(lambda: directory.bring(_CONTINUED))
-        _check_unchanged(config, directory)
+        _begin(config, directory)
         finished = _finished(directory)
         if finished is not None:
             return finished
         if distributed.talks():
-            stack.enter_context(directory.mirrored(last=result.RESULT_FILE))
+            stack.enter_context(directory.mirrored(check_lease, last=result.RESULT_FILE))
         mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.slices)
         stack.enter_context(jax.set_mesh(mesh))
         # Closed before the claim is given up: a save under way must not outlive it.
@@ -112,7 +111,10 @@ def run(config: RunConfig) -> result.Result:
 
 def _saved(directory: RunDirectory) -> str:
     """What a run that is stopped now would go on from."""
-    steps = open_steps(directory.checkpoints, directory.checkpoint_bucket).with_manifest()
+    try:
+        steps = open_steps(directory.checkpoints, directory.checkpoint_bucket).with_manifest()
+    except errors.StoreError as error:
+        return f"the same command goes on from what is saved, which cannot be told now: {error}"
     if not steps:
         return f"{directory.place} holds no checkpoint yet; the same command begins at step 0"
     found = f"{directory.place} holds a checkpoint of step {steps[-1]}"
@@ -127,6 +129,16 @@ def _claim(directory: RunDirectory, stack: contextlib.ExitStack) -> Callable[[],
     checks: list[Callable[[], None]] = []
     from_primary(lambda: checks.append(stack.enter_context(directory.claim()).check))
     return checks[0] if checks else lambda: None
+
+
+def _begin(config: RunConfig, directory: RunDirectory) -> None:
+    """Looks at what there is of the run; what is in a bucket, every process brings for itself."""
+
+    def begin() -> None:
+        directory.bring(_CONTINUED)
+        _check_unchanged(config, directory)
+
+    begin() if directory.bucket is None else everywhere(begin)
 
 
 def _train(

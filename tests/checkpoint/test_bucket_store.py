@@ -57,6 +57,8 @@ def test_another_machine_restores_the_newest_and_old_ones_go(store, tmp_path, la
     save(store, tmp_path / "a", 1, 2, 3, keep=2)
     assert restored(store, tmp_path / "b") == 3
     assert not of_step(store, 1) and of_step(store, 2)
+    written = [name for method, name in store.requests if method == "PUT" and f"{ROOT}/3/" in name]
+    assert written[-1] == f"{ROOT}/3/MANIFEST.json"
     assert opened(store, tmp_path / "c").steps() == [2, 3]
     save(store, tmp_path / "b", 4, keep=1)
     assert opened(store, tmp_path / "c").steps() == [4]

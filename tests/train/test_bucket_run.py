@@ -95,13 +95,24 @@ def test_what_cannot_be_written_is_refused_before_anything_compiles(store, tmp_p
     fails(file, errors.ResourceError, "s3://b/run: there is no such bucket")
 
 
+def test_a_run_that_lost_its_lease_uploads_nothing_more(store, tmp_path, mirrored):
+    def taken_over():
+        raise errors.ConfigError("taken over")
+
+    mirrored._check = taken_over
+    with pytest.raises(errors.ConfigError, match="taken over"), mirrored:
+        (tmp_path / "train.log").write_text("a\n")
+        until(lambda: not mirrored._thread.is_alive())
+    assert not store.objects
+
+
 @pytest.fixture
 def mirrored(store, tmp_path, monkeypatch):
     monkeypatch.setattr(mirrors, "SECONDS", 0.01)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "report").mkdir()
     bucket = Bucket(store.address("b/run"), "run.directory")
-    return Mirror(tmp_path, bucket, left_out=["checkpoints"], last="result.json")
+    return Mirror(tmp_path, bucket, lambda: None, ["checkpoints"], last="result.json")
 
 
 def until(condition):
