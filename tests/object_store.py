@@ -218,7 +218,11 @@ def serve() -> Iterator[Store]:
             if drop:
                 self.close_connection = True
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """A client that was killed."""
+
+    server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     store.port = server.server_port
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -50,16 +50,22 @@ _log = logging.getLogger(__name__)
 class BucketSteps(StepDirectories):
     """Steps in a bucket, and this process's copies of them below `directory`.
 
-    copies: False for one that only looks and keeps none.
+    copies: False for one that only looks and keeps none. before: called on process 0 before a step
+    becomes one, to bring there what must not be older than it.
     """
 
     shared = False
 
     def __init__(
-        self, directory: str | os.PathLike[str], bucket: Bucket, *, copies: bool = True
+        self,
+        directory: str | os.PathLike[str],
+        bucket: Bucket,
+        *,
+        copies: bool = True,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(directory)
-        self._bucket, self._copies = bucket, copies
+        self._bucket, self._copies, self._before = bucket, copies, before
 
     @property
     def place(self) -> str:
@@ -117,6 +123,7 @@ class BucketSteps(StepDirectories):
         def seal(parts: list[dict[str, tuple[int, str]]]) -> None:
             files = {name: FileEntry(*entry) for part in parts for name, entry in part.items()}
             manifest = Manifest(step, leaves, dict(sorted(files.items())))
+            self._before()
             self._bucket.write(f"{step}/{FILE_NAME}", encode_manifest(manifest).encode())
             self._write_index({*self.numbers(), step})
 
@@ -256,9 +263,15 @@ class BucketSteps(StepDirectories):
         return None
 
 
-def open_steps(directory: str | os.PathLike[str], bucket: Bucket | None) -> StepDirectories:
+def open_steps(
+    directory: str | os.PathLike[str],
+    bucket: Bucket | None,
+    before: Callable[[], None] = lambda: None,
+) -> StepDirectories:
     """The steps in a bucket, of which `directory` holds copies, or those in a directory."""
-    return StepDirectories(directory) if bucket is None else BucketSteps(directory, bucket)
+    if bucket is None:
+        return StepDirectories(directory)
+    return BucketSteps(directory, bucket, before=before)
 
 
 def require_reached(problem: Problem | None) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,13 +63,18 @@ class CheckpointStore:
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str], keep: int = 2, bucket: Bucket | None = None
+        self,
+        directory: str | os.PathLike[str],
+        keep: int = 2,
+        bucket: Bucket | None = None,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
         """`keep` (at least 1) is the number of newest good steps that survive a save. bucket: where
-        the steps are, if not in `directory`, which then holds this process's copies."""
+        the steps are, if not in `directory`, which then holds this process's copies; before: called
+        on process 0, in a thread, before a step is one there."""
         if keep < 1:
             raise ConfigError(f"checkpoint.keep is {keep}: at least 1 checkpoint must be kept")
-        self._disk = open_steps(directory, bucket)
+        self._disk = open_steps(directory, bucket, before)
         self.directory = self._disk.directory
         self.keep = keep
         self._writer: AsyncWriter | None = None

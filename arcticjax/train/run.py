@@ -103,7 +103,10 @@ def run(config: RunConfig) -> result.Result:
         # Closed before the claim is given up: a save under way must not outlive it.
         store = stack.enter_context(
             CheckpointStore(
-                directory.checkpoints, config.checkpoint.keep, directory.checkpoint_bucket
+                directory.checkpoints,
+                config.checkpoint.keep,
+                directory.checkpoint_bucket,
+                before=directory.publish,  # metrics up to the step, which a run that resumes keeps
             )
         )
         return _train(config, mesh, directory, store, check_lease, stop, began, timeline)
