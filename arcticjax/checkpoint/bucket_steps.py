@@ -227,7 +227,11 @@ class BucketSteps(StepDirectories):
             found = pool.map(bring, manifest.files.items())
             problem = next((problem for problem in found if problem is not None), None)
         if problem is None and not orbax_io.is_merged(manifest.files):
-            orbax_io.merge(epath.Path(here))
+            try:
+                orbax_io.merge(epath.Path(here))
+            except Exception as error:
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                return Problem("unreadable", orbax_io.STATE, lines[0][:300])
         return problem
 
     def _receive(

@@ -50,7 +50,7 @@ def of_step(store, step):
     return store.below(f"{ROOT}/{step}/")
 
 
-@pytest.mark.parametrize("late", [0, 3])
+@pytest.mark.parametrize("late", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_another_machine_restores_the_newest_and_old_ones_go(store, tmp_path, late):
     store.late = late
     assert restored(store, tmp_path / "a") is None
@@ -90,8 +90,22 @@ def _lose(store, name):
     del store.objects[name]
 
 
-@pytest.mark.parametrize("damage", [_flip, _shorten, _lose])
-@pytest.mark.parametrize("which", ["/d/", "MANIFEST.json"])
+@pytest.mark.parametrize(
+    ("damage", "which"),
+    [
+        (_flip, "/d/"),
+        (_lose, "MANIFEST.json"),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in [
+                (_shorten, "/d/"),
+                (_lose, "/d/"),
+                (_flip, "MANIFEST.json"),
+                (_shorten, "MANIFEST.json"),
+            ]
+        ),
+    ],
+)
 def test_a_damaged_step_is_passed_over_and_set_aside(store, tmp_path, caplog, damage, which):
     save(store, tmp_path / "a", 1, 2)
     damage(store, next(name for name in of_step(store, 2) if which in name))
@@ -126,7 +140,10 @@ def test_what_is_of_a_given_up_part_of_the_run_is_renamed(store, tmp_path):
     assert store.below(f"{ROOT}/2.superseded/")
 
 
-@pytest.mark.parametrize("fault", [429, 503, "drop"])
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(429, marks=pytest.mark.slow), pytest.param(503, marks=pytest.mark.slow), "drop"],
+)
 def test_a_store_that_fails_one_request_of_three(store, tmp_path, fault):
     store.fault = lambda number, method, name: None if number % 3 else fault
     save(store, tmp_path / "a", 1, 2, 3, keep=1)

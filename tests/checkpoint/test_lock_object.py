@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict, replace
 
 import pytest
+from obstore import store as stores
 
 from arcticjax.buckets import Bucket
 from arcticjax.checkpoint import RunDirectory, lease, lock
@@ -179,7 +180,12 @@ def test_google_s_stores(store, tmp_path, monkeypatch):
         )
     )
     monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(account))
-    monkeypatch.setenv("GOOGLE_ALLOW_HTTP", "true")
+    real = stores.GCSStore
+
+    def without_tls(bucket, **options):
+        return real(bucket, **{**options, "client_options": {"allow_http": True}})
+
+    monkeypatch.setattr(stores, "GCSStore", without_tls)
     with RunDirectory("gs://b/run").claim(heartbeat_seconds=0.01) as held:
         with pytest.raises(ConfigError, match="gs://b/run is in use"):
             RunDirectory("gs://b/run").claim()

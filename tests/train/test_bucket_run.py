@@ -171,7 +171,8 @@ def newest(store) -> int:
 
 def wait_for_checkpoint(store, step, processes):
     def there():
-        assert all(process.poll() is None for process in processes)
+        for process in processes:
+            assert process.poll() is None, process.communicate()[0]
         return newest(store) >= step
 
     until(there)
@@ -215,7 +216,7 @@ def test_killed_and_stopped_runs_go_on_elsewhere_bit_for_bit(store, tmp_path):
 def test_two_processes_that_share_no_disk(store, tmp_path):
     """Killed, resumed by two other machines, stopped, resumed by one process alone; with state that
     is spread over the processes."""
-    two = LONG | {"mesh.data": 2, "mesh.peer_seconds": 3}
+    two = LONG | {"mesh.data": 2, "mesh.peer_seconds": 10}
     for process in [
         start(tiny.run_config(tmp_path / "straight", **two), environment=one)
         for one in environments(2)
