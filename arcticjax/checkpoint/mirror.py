@@ -6,6 +6,7 @@ the end. A store that is away meanwhile is told of once and asked again; at the 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -104,7 +105,10 @@ class Mirror:
         return sorted(found, key=lambda one: (one[0] == self._last, one[0]))
 
     def _files(self, folder: Path) -> Iterator[Path]:
-        for path in folder.iterdir():
+        found: list[Path] = []
+        with contextlib.suppress(FileNotFoundError):  # a temporary one
+            found = list(folder.iterdir())
+        for path in found:
             if path.name.startswith(".") or path.name.endswith(".tmp"):
                 continue
             if folder == self._directory and path.name in self._left_out:
