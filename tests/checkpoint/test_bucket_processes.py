@@ -24,6 +24,7 @@ WORKER = """
     from jax.sharding import NamedSharding, PartitionSpec
     address, folder, port, rank = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     jax.distributed.initialize(f"localhost:{port}", 2, rank)
+    from jax.experimental import multihost_utils
     from arcticjax.buckets import Bucket
     from arcticjax.checkpoint import CheckpointStore, orbax_io
     from arcticjax.errors import ResourceError
@@ -54,6 +55,7 @@ WORKER = """
         for seed in (1, 2, 3):
             store.save(seed * 10, make(seed), {"seed": seed})
         store.wait()
+        multihost_utils.sync_global_devices("pruned")
         assert store.steps() == [20, 30], store.steps()
         # Back to it, as after numbers that are not finite.
         found = store.restore(target)
