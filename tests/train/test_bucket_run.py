@@ -47,6 +47,7 @@ def weights(store, folder):
     return CheckpointStore(folder / "copies", bucket=bucket).restore_params()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_resumed_elsewhere_bit_for_bit(store, tmp_path, monkeypatch, capsys):
     """In a store that lists late and fails one request of five."""
     train(tiny.run_config(tmp_path / "straight", **SHORT))
