@@ -57,12 +57,20 @@ class AsyncWriter:
             ),
             META: ocp.JsonCheckpointHandler(META_FILE, multiprocessing_options=processes),
         }
+        # What tells that a directory is made has one name for all processes: a process alone would
+        # take another's for its own.
+        asynchronous = ocp.options.AsyncOptions(
+            post_finalization_callback=before_commit,
+            create_directories_asynchronously=not self._alone,
+        )
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
-                composite_options=ocp.CompositeOptions(multiprocessing_options=processes),
+                composite_options=ocp.CompositeOptions(
+                    multiprocessing_options=processes, async_options=asynchronous
+                ),
                 **handlers,
             ),
-            async_options=ocp.options.AsyncOptions(post_finalization_callback=before_commit),
+            async_options=asynchronous,
             multiprocessing_options=processes,
         )
 

@@ -20,7 +20,7 @@ from tests.train import running
 from tests.train.running import BARE, fails, finish, same, start, train
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
-STEPS = 80
+STEPS = 50
 LONG = {
     "train.total_steps": STEPS, "checkpoint.save_every_steps": 5, "evaluation.tasks": [], **BARE
 }  # fmt: skip
@@ -246,7 +246,9 @@ def test_two_processes_that_share_no_disk(store, tmp_path):
     saved = {re.search(rf"saved step (\d+) of {STEPS}", output)[1] for output in outputs}
     assert len(saved) == 1
 
-    outputs = [finish(process) for process in both("e", "f")]
+    processes = both("e", "f")
+    wait_for_checkpoint(store, STEPS, processes)
+    outputs = [finish(process) for process in processes]
     assert begun_at(outputs[0]) == int(saved.pop())
     assert losses(store) == running.losses(tmp_path / "straight")
     assert same(weights(store, tmp_path), running.weights(tmp_path / "straight"))
