@@ -179,6 +179,13 @@ def wait_for_checkpoint(store, step, processes):
     until(there)
 
 
+def finish_all(processes, code: int = 0) -> list[str]:
+    """What each said; all of it if one ends otherwise, as the first to fail ends the others."""
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert {process.returncode for process in processes} == {code}, "\n".join(outputs)
+    return outputs
+
+
 @pytest.mark.slow
 def test_killed_and_stopped_runs_go_on_elsewhere_bit_for_bit(store, tmp_path):
     """SIGKILL, then SIGTERM, each time on another machine, in a store that fails now and then."""
@@ -241,14 +248,12 @@ def test_two_processes_that_share_no_disk(store, tmp_path):
     processes = both("c", "d")
     wait_for_checkpoint(store, newest(store) + 10, processes)
     processes[1].send_signal(signal.SIGTERM)
-    outputs = [finish(process, 42) for process in processes]
+    outputs = finish_all(processes, 42)
     assert begun_at(outputs[0]) >= 10
     saved = {re.search(rf"saved step (\d+) of {STEPS}", output)[1] for output in outputs}
     assert len(saved) == 1
 
-    processes = both("e", "f")
-    wait_for_checkpoint(store, STEPS, processes)
-    outputs = [finish(process) for process in processes]
+    outputs = finish_all(both("e", "f"))
     assert begun_at(outputs[0]) == int(saved.pop())
     assert losses(store) == running.losses(tmp_path / "straight")
     assert same(weights(store, tmp_path), running.weights(tmp_path / "straight"))
