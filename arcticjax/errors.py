@@ -50,6 +50,10 @@ class ResourceError(ArcticError):
     exit_code = 8
 
 
+class StoreError(ResourceError, OSError):
+    """An object store refuses a request, or stays away."""
+
+
 class Preempted(ArcticError):
     """The run was asked to stop; the same command goes on from what is saved."""
 

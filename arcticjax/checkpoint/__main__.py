@@ -22,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="compare every file of every checkpoint with the size and SHA-256 that were written "
         "with it; exit code 0: all are good, 4: one is damaged, or none is good",
     )
-    verifying.add_argument("run", metavar="RUN", help="run.directory, or its checkpoints")
+    verifying.add_argument(
+        "run", metavar="RUN", help="run.directory, or its checkpoints, on a disk or in a bucket"
+    )
     options = parser.parse_args(arguments)
 
     directories = verify.find(options.run)
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in directories.set_aside():
         print(f"{name}  set aside by a run that found it damaged")
     newest = verify.require_good(directories, verdicts)
-    print(f"{directories.directory}: all good; the run would go on from step {newest}")
+    print(f"{directories.place}: all good; the run would go on from step {newest}")
     return 0
 
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from arcticjax.errors import ArcticError, ResourceError
+from arcticjax.errors import ArcticError, ResourceError, StoreError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_TEXTS = ("No space left", "ENOSPC", "quota exceeded", "EDQUOT")
@@ -17,7 +17,7 @@ _FULL_TEXTS = ("No space left", "ENOSPC", "quota exceeded", "EDQUOT")
 def free_bytes(path: os.PathLike[str] | str) -> int | None:
     """Bytes free for this user on the disk that holds `path` (or its nearest existing parent).
 
-    None where that has no meaning or cannot be found out (a bucket).
+    None where that cannot be found out.
     """
     place = os.path.abspath(os.fspath(path))
     while not os.path.exists(place) and os.path.dirname(place) != place:
@@ -30,8 +30,6 @@ def free_bytes(path: os.PathLike[str] | str) -> int | None:
 
 def require_free(path: os.PathLike[str] | str, needed: int, what: str) -> None:
     """Raises ResourceError when fewer than `needed` bytes are free where `path` lies."""
-    if "://" in os.fspath(path):
-        return
     free = free_bytes(path)
     if free is not None and free < needed:
         raise ResourceError(_full_message(path, what, needed, free))
@@ -44,9 +42,9 @@ def explain_write_failure(
     """Turns any failure of a write into one ResourceError that says what could not be written."""
     try:
         yield
-    except ArcticError:
-        raise
     except Exception as error:
+        if isinstance(error, ArcticError) and not isinstance(error, StoreError):
+            raise
         if is_disk_full(error):
             message = _full_message(path, what, needed, free_bytes(path))
             raise ResourceError(message) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,13 +23,12 @@ class Identity:
     copied_from: str | None = None
 
 
-def identify(directory: Path) -> Identity:
-    """The identity of the run in a directory as it is from now on.
+def identify(directory: Path, here: str) -> Identity:
+    """The identity of the run in a directory as it is from now on; here: the directory's address.
 
     A directory that was moved stays the run it was. One whose run is still where it was is a copy,
     and becomes a run of its own.
     """
-    here = os.path.realpath(directory)
     known = read(directory)
     if known is None:
         return Identity(uuid.uuid4().hex, here)

@@ -66,15 +66,20 @@ class Manifest:
 
 def write_manifest(directory: epath.Path, step: int, leaves: Mapping[str, Leaf]) -> Manifest:
     """Hashes and fsyncs every file below `directory`, then writes and fsyncs the manifest."""
-    names = sorted(_list_files(directory))
-    with ThreadPoolExecutor(_THREADS) as pool:
-        entries = list(pool.map(lambda name: _entry(directory / name, sync=True), names))
-    manifest = Manifest(step, dict(leaves), dict(zip(names, entries, strict=True)))
+    manifest = Manifest(step, dict(leaves), describe_files(directory, sync=True))
     path = directory / FILE_NAME
-    path.write_text(_encode(manifest))
+    path.write_text(encode_manifest(manifest))
     for target in (path, *_directories(directory)):
         sync_to_disk(target)
     return manifest
+
+
+def describe_files(directory: epath.Path, *, sync: bool = False) -> dict[str, FileEntry]:
+    """Sizes and hashes of all files of a step, which are brought to the disk before if `sync`."""
+    names = sorted(list_files(directory))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        entries = pool.map(lambda name: describe_file(directory / name, sync=sync), names)
+        return dict(zip(names, entries, strict=True))
 
 
 def read_manifest(directory: epath.Path, step: int) -> Manifest:
@@ -87,6 +92,11 @@ def read_manifest(directory: epath.Path, step: int) -> Manifest:
         ) from None
     except OSError as error:
         raise TornStep(Problem("unreadable-manifest", FILE_NAME, str(error))) from None
+    return decode_manifest(data, step)
+
+
+def decode_manifest(data: bytes, step: int) -> Manifest:
+    """The manifest of a step from its file's content; raises TornStep as `read_manifest` does."""
     try:
         manifest = _decode(data)
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -145,7 +155,7 @@ def _check_size(directory: epath.Path, name: str, entry: FileEntry) -> Problem |
 
 def _check_hash(directory: epath.Path, name: str, entry: FileEntry) -> Problem | None:
     try:
-        found = _entry(directory / name, sync=False)
+        found = describe_file(directory / name)
     except OSError as error:
         return Problem("unreadable-file", name, str(error))
     if found != entry:
@@ -153,7 +163,8 @@ def _check_hash(directory: epath.Path, name: str, entry: FileEntry) -> Problem |
     return None
 
 
-def _entry(path: epath.Path, *, sync: bool) -> FileEntry:
+def describe_file(path: epath.Path, *, sync: bool = False) -> FileEntry:
+    """Size and hash of one file."""
     digest = hashlib.sha256()
     size = 0
     with path.open("rb") as file:
@@ -165,11 +176,12 @@ def _entry(path: epath.Path, *, sync: bool) -> FileEntry:
     return FileEntry(size, digest.hexdigest())
 
 
-def _list_files(directory: epath.Path, prefix: str = "") -> Iterable[str]:
+def list_files(directory: epath.Path, prefix: str = "") -> Iterable[str]:
+    """Names of the files below a step that a manifest lists."""
     for path in directory.iterdir():
         name = prefix + path.name
         if path.is_dir():
-            yield from _list_files(path, name + "/")
+            yield from list_files(path, name + "/")
         elif name not in _NOT_LISTED:
             yield name
 
@@ -181,7 +193,7 @@ def _directories(directory: epath.Path) -> Iterable[epath.Path]:
     yield directory
 
 
-def _encode(manifest: Manifest) -> str:
+def encode_manifest(manifest: Manifest) -> str:
     content = {
         "format": _FORMAT,
         "step": manifest.step,

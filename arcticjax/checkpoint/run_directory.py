@@ -6,21 +6,26 @@ import errno
 import logging
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from etils import epath
 
-from arcticjax.checkpoint import identity
+from arcticjax.buckets import Bucket, folder_here
+from arcticjax.checkpoint import identity, mirror
 from arcticjax.checkpoint.disk import is_disk_full, require_free
 from arcticjax.checkpoint.lease import HEARTBEAT_SECONDS, STALE_SECONDS, Lease, claim
-from arcticjax.errors import ConfigError, ResourceError
+from arcticjax.checkpoint.lock import Lock
+from arcticjax.checkpoint.lock_file import LockFile
+from arcticjax.checkpoint.lock_object import LockObject
+from arcticjax.errors import ArcticError, ConfigError, ResourceError, StoreError
 
 _NOT_A_DIRECTORY = (errno.ENOTDIR, errno.EEXIST)
 _BAD_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 # config, metrics, plots and the probe: what a run needs beside its checkpoints.
 _SMALL_FILES = 1 << 20
+_PROBE_BYTES = 1 << 12
 _log = logging.getLogger(__name__)
 
 
@@ -28,18 +33,22 @@ class RunDirectory:
     """The paths of a run; making one touches no disk.
 
     In a run of several processes only process 0 claims; the others just use the paths.
+
+    place: what messages call it. bucket: where the run is kept, if not on a disk; `path` is then
+    this process's own folder, in the user's cache, for files on their way there and back.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         text = os.fspath(path)
         if not text.strip():
             raise ConfigError("run.directory is empty: name the directory that this run writes to")
+        self.bucket: Bucket | None = None
         if "://" in text:
-            raise ConfigError(
-                f"run.directory {text}: buckets are not supported yet; name a directory on a disk "
-                "that all processes share"
-            )
+            self.bucket = Bucket(text, "run.directory")
+            text = os.fspath(folder_here(text) / f"process-{_rank()}")
         self.path = epath.Path(os.path.abspath(os.path.expanduser(text)))
+        self._mirror: mirror.Mirror | None = None
+        self.place = os.fspath(self.path) if self.bucket is None else self.bucket.address
         self.config_file = self.path / "config.yaml"
         self.metrics_file = self.path / "metrics.jsonl"
         self.lock_file = self.path / "run.lock"
@@ -47,7 +56,12 @@ class RunDirectory:
         self.report = self.path / "report"
 
     def __repr__(self) -> str:
-        return f"RunDirectory({os.fspath(self.path)!r})"
+        return f"RunDirectory({self.place!r})"
+
+    @property
+    def checkpoint_bucket(self) -> Bucket | None:
+        """Where the checkpoints are kept, if not on a disk."""
+        return None if self.bucket is None else self.bucket.below(self.checkpoints.name)
 
     def create(self) -> None:
         """Makes the directories and proves that they can be read and written.
@@ -56,6 +70,8 @@ class RunDirectory:
         ResourceError when it is not readable or writable or the disk has no room even for the small
         files of a run; room for checkpoints is `CheckpointStore.require_room`'s.
         """
+        if self.bucket is not None:
+            probe(self.bucket)
         with self._explain():
             for directory in (self.path, self.checkpoints, self.report):
                 directory.mkdir(parents=True, exist_ok=True)
@@ -77,18 +93,50 @@ class RunDirectory:
         holds the directory.
         """
         self.create()
+        lock: Lock = LockFile(Path(self.lock_file))
+        if self.bucket is not None:
+            lock = LockObject(self.bucket, self.lock_file.name)
         with self._explain():
-            return claim(
-                Path(self.lock_file),
-                heartbeat_seconds=heartbeat_seconds,
-                stale_seconds=stale_seconds,
-            )
+            return claim(lock, heartbeat_seconds=heartbeat_seconds, stale_seconds=stale_seconds)
+
+    def bring(self, names: Iterable[str]) -> None:
+        """Where the run is kept in a bucket, makes these files of `path` what they are there, and
+        removes all others but checkpoints."""
+        if self.bucket is None:
+            return
+        with self._explain():
+            self.path.mkdir(parents=True, exist_ok=True)
+            for path in self.path.iterdir():
+                if path.is_dir() and path != self.checkpoints:
+                    path.rmtree()
+                elif not path.is_dir():
+                    path.unlink()
+            self.report.mkdir(exist_ok=True)
+        mirror.bring(self.bucket, Path(self.path), names)
+
+    @contextmanager
+    def mirrored(self, check: Callable[[], None], last: str) -> Iterator[None]:
+        """Where the run is kept in a bucket, keeps the files of `path` there until the end of the
+        block. check: raises where the lease was lost; last: see `Mirror`."""
+        if self.bucket is None:
+            yield
+            return
+        left_out = (self.checkpoints.name, self.lock_file.name)
+        with mirror.Mirror(Path(self.path), self.bucket, check, left_out, last) as found:
+            self._mirror = found
+            yield
+
+    def publish(self) -> None:
+        """Brings the bucket up to date, if the run is in one and `mirrored`."""
+        if self._mirror is not None:
+            self._mirror.flush()
 
     def identify(self) -> identity.Identity:
         """Notes in `run.json` which run this is, and gives it: another than before in a copy of a
         directory that is still there."""
         directory = Path(self.path)
-        before, found = identity.read(directory), identity.identify(directory)
+        here = os.path.realpath(directory) if self.bucket is None else self.place
+        before, found = identity.read(directory), identity.identify(directory, here)
         if before is not None and found.copied_from == before.id:
             _log.warning(
                 "run.directory %s is a copy of %s, which is still there: it goes on as run %s of "
@@ -115,6 +163,8 @@ class RunDirectory:
     def _explain(self) -> Iterator[None]:
         try:
             yield
+        except ArcticError:
+            raise
         except (OSError, ValueError) as error:
             name = os.fspath(self.path)
             code = getattr(error, "errno", None)
@@ -136,6 +186,21 @@ class RunDirectory:
                 f"run.directory {name} cannot be read and written: {error.strerror or error} "
                 f"({place}); change its permissions or set another run.directory"
             ) from None
+
+
+def probe(bucket: Bucket) -> None:
+    """Proves that objects can be written, read and deleted; raises StoreError."""
+    name, content = f".probe-{uuid.uuid4().hex}", os.urandom(_PROBE_BYTES)
+    bucket.write(name, content)
+    if bucket.read(name) != content:
+        raise StoreError(f"{bucket.address}: gives back other bytes than were written")
+    bucket.delete([name])
+
+
+def _rank() -> int:
+    from arcticjax.parallel import distributed  # imports jax, which few tools here need
+
+    return distributed.rank()
 
 
 def _write_through(path: epath.Path, text: str) -> epath.Path:

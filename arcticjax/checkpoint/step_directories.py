@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Mapping
 
 from etils import epath
 
+from arcticjax.checkpoint.leaves import Leaf
 from arcticjax.checkpoint.manifest import (
     FILE_NAME,
     Manifest,
@@ -20,6 +22,7 @@ from arcticjax.checkpoint.manifest import (
     TornStep,
     check_files,
     read_manifest,
+    write_manifest,
 )
 from arcticjax.checkpoint.orbax_io import TEMPORARY
 
@@ -29,10 +32,23 @@ _log = logging.getLogger(__name__)
 
 
 class StepDirectories:
-    """Names below one `checkpoints/` directory, which need not exist."""
+    """Names below one `checkpoints/` directory, which need not exist.
+
+    shared: whether all processes of a run write into the one directory.
+    """
+
+    shared = True
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = epath.Path(os.path.abspath(directory))
+
+    @property
+    def place(self) -> str:
+        """Where the steps are, for messages."""
+        return os.fspath(self.directory)
+
+    def exists(self, step: int) -> bool:
+        return self.path(step).exists()
 
     def path(self, step: int) -> epath.Path:
         return self.directory / str(step)
@@ -63,6 +79,14 @@ class StepDirectories:
             return torn.problem, None
         problem = check_files(self.path(step), manifest, hashes=hashes, part=part, parts=parts)
         return problem, manifest
+
+    def commit(self, written: epath.Path, step: int, leaves: Mapping[str, Leaf]) -> None:
+        """Makes a step of what is written and not yet visible; called on process 0 alone where the
+        directory is shared, on all where not."""
+        write_manifest(written, step, leaves)
+
+    def clear_here(self, kept: int | None) -> None:
+        """Removes copies that are of no use, where a process has copies of its own."""
 
     def unfinished(self, step: int) -> list[epath.Path]:
         """Where a step is or was being written."""

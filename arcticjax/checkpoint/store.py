@@ -12,7 +12,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from arcticjax.checkpoint.agreement import from_primary, gather_texts
+from arcticjax.buckets import Bucket
+from arcticjax.checkpoint.agreement import everywhere, from_primary, gather_texts
+from arcticjax.checkpoint.bucket_steps import open_steps, require_reached
 from arcticjax.checkpoint.disk import explain_write_failure, require_free
 from arcticjax.checkpoint.leaves import Leaf, describe_leaves, difference_table, name_leaves, nest
-from arcticjax.checkpoint.manifest import Manifest, Problem, sync_to_disk, write_manifest
+from arcticjax.checkpoint.manifest import Manifest, Problem, sync_to_disk
 from arcticjax.checkpoint.orbax_io import META, META_FILE, STATE, AsyncWriter, read_arrays
 from arcticjax.checkpoint.quiet import quiet
-from arcticjax.checkpoint.step_directories import StepDirectories
 from arcticjax.errors import ArcticError, CheckpointError, ConfigError
 
 _RELISTS = 5
@@ -55,17 +56,25 @@ class _Pending:
 class CheckpointStore:
     """The checkpoints of one run.
 
-    In a run of several processes every process makes a store on the same (shared) directory and
-    calls `require_room`, `save`, `wait`, `restore` and `close` together. `steps`, `newest`,
-    `restore_params` and `read_meta` are local to the caller and change nothing, so they are safe
-    beside a live run.
+    In a run of several processes every process makes a store on the same (shared) directory, or
+    one of its own with the same bucket, and calls `require_room`, `save`, `wait`, `restore` and
+    `close` together. `steps`, `newest`, `restore_params` and `read_meta` are local to the caller
+    and change nothing, so they are safe beside a live run.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], keep: int = 2) -> None:
-        """`keep` (at least 1) is the number of newest good steps that survive a save."""
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        keep: int = 2,
+        bucket: Bucket | None = None,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`keep` (at least 1) is the number of newest good steps that survive a save. bucket: where
+        the steps are, if not in `directory`, which then holds this process's copies; before: called
+        on process 0, in a thread, before a step is one there."""
         if keep < 1:
             raise ConfigError(f"checkpoint.keep is {keep}: at least 1 checkpoint must be kept")
-        self._disk = StepDirectories(directory)
+        self._disk = open_steps(directory, bucket, before)
         self.directory = self._disk.directory
         self.keep = keep
         self._writer: AsyncWriter | None = None
@@ -90,9 +99,11 @@ class CheckpointStore:
 
         def check() -> None:
             self._disk.clear_leftovers()  # as a save does first
-            require_free(self.directory, _stored_bytes(name_leaves(state)), "a checkpoint")
+            require_free(self.directory, needed, "a checkpoint")
 
+        needed = _stored_bytes(name_leaves(state))
         from_primary(check)
+        self._make_way_here(needed)
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
         """Starts saving and returns once the arrays may be donated; see `wait`.
@@ -109,12 +120,13 @@ class CheckpointStore:
         size = _stored_bytes(named) + len(text)
         if not from_primary(lambda: self._make_way(step, size)):
             return
+        self._make_way_here(size)
         silence = contextlib.ExitStack()
         silence.enter_context(quiet())
         self._pending = _Pending(step, size, describe_leaves(named), silence)
         try:
             if self._writer is None:
-                self._writer = AsyncWriter(self._write_manifest)
+                self._writer = AsyncWriter(self._seal, alone=not self._disk.shared)
             self._writer.start(self._disk.path(step), named, meta)
         except Exception as error:
             explained = self._abandon(error)
@@ -139,6 +151,7 @@ class CheckpointStore:
         if jax.process_index() == 0:
             sync_to_disk(self.directory)
             self._disk.prune(newest, self.keep)
+        self._disk.clear_here(newest)
 
     def close(self) -> None:
         """Waits for the save under way and releases the background threads."""
@@ -200,7 +213,8 @@ class CheckpointStore:
                     for torn, reason in bad:
                         _log.warning("%s", self._skip_message(torn, reason, candidate))
                     return candidate
-                if self._disk.path(candidate).exists():
+                require_reached(problem)
+                if self._disk.exists(candidate):
                     bad.append((candidate, problem))
                 else:
                     vanished = True  # a live run deletes old steps while others read
@@ -223,14 +237,14 @@ class CheckpointStore:
         }
         if not wanted:
             raise CheckpointError(
-                f"checkpoint step {step} in {self.directory} holds no model parameters; its leaves "
-                f"are {', '.join(list(manifest.leaves)[:5])} ..."
+                f"checkpoint step {step} in {self._disk.place} holds no model parameters; its "
+                f"leaves are {', '.join(list(manifest.leaves)[:5])} ..."
             )
         try:
             arrays = read_arrays(self._disk.path(step), wanted, as_numpy=True)
         except Exception as error:
             raise CheckpointError(
-                f"checkpoint step {step} in {self.directory} cannot be read: {_first_line(error)}"
+                f"checkpoint step {step} in {self._disk.place} cannot be read: {_first_line(error)}"
             ) from error
         return nest(arrays)["params"]
 
@@ -247,9 +261,9 @@ class CheckpointStore:
         later = [number for number in numbers if number >= step and number not in self._own]
         if later and not self._own:
             raise CheckpointError(
-                f"{self.directory} already holds checkpoint step {later[-1]}, and this run did not "
-                f"resume from it, so step {step} is not saved beside it: resume, or use another "
-                "run.directory"
+                f"{self._disk.place} already holds checkpoint step {later[-1]}, and this run did "
+                f"not resume from it, so step {step} is not saved beside it: resume, or use "
+                "another run.directory"
             )
         with explain_write_failure(self.directory, f"checkpoint step {step}", size):
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -264,14 +278,26 @@ class CheckpointStore:
             require_free(self.directory, size, f"checkpoint step {step}")
         return True
 
-    def _write_manifest(self) -> None:
-        """Seals a step: on process 0, when all files are written and it is not yet visible."""
+    def _make_way_here(self, size: int) -> None:
+        """Prepares the directories of the processes for a save, where each has its own."""
+
+        def make_way() -> None:
+            with explain_write_failure(self.directory, "a checkpoint", size):
+                self.directory.mkdir(parents=True, exist_ok=True)
+            self._disk.clear_here(max(self._own, default=None))
+            require_free(self.directory, size, "a checkpoint")
+
+        if not self._disk.shared:
+            everywhere(make_way)
+
+    def _seal(self) -> None:
+        """Makes a step of what is written and not yet visible: on process 0, once the files of all
+        are there; on every process where they share no disk."""
         pending = self._pending
         if pending is None:
             raise RuntimeError("a checkpoint was finished that nobody started")
-        # A bucket has no rename: there a step is written in place and committed by a last file.
-        places = [*self._disk.unfinished(pending.step), self._disk.path(pending.step)]
-        write_manifest(places[0], pending.step, pending.leaves)
+        place = self._disk.unfinished(pending.step)[0]
+        self._disk.commit(place, pending.step, pending.leaves)
 
     def _abandon(self, error: Exception) -> ArcticError:
         """Removes what a failed save left, and says in one line what happened."""
@@ -280,7 +306,7 @@ class CheckpointStore:
         pending, self._pending, self._writer = self._pending, None, None
         if pending is None:
             raise RuntimeError("no save is under way")
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 or not self._disk.shared:
             self._disk.discard_unfinished(pending.step)
         try:
             what = f"checkpoint step {pending.step}"
@@ -304,9 +330,10 @@ class CheckpointStore:
         )
         problems = _gather_problems(problem)
         for process, found in enumerate(problems):
+            require_reached(found)
             if found and found.reason == "missing-manifest" and problems[0] is None:
                 raise ConfigError(
-                    f"process {process} does not see checkpoint step {step} in {self.directory}, "
+                    f"process {process} does not see checkpoint step {step} in {self._disk.place}, "
                     "which process 0 does: run.directory must be on storage that all processes "
                     "share"
                 )
@@ -328,11 +355,12 @@ class CheckpointStore:
             step, hashes = self.newest(), False
             if step is None:
                 raise CheckpointError(
-                    f"there is no checkpoint in {self.directory}: has the run saved one yet?"
+                    f"there is no checkpoint in {self._disk.place}: has the run saved one yet?"
                 )
         if step not in self._disk.numbers():
             raise CheckpointError(self._missing_message(step, self._disk.numbers()))
         problem, manifest = self._disk.verify(step, hashes=hashes)
+        require_reached(problem)
         if problem is not None or manifest is None:
             raise CheckpointError(self._damaged_message(step, problem))
         return step, manifest
@@ -348,19 +376,19 @@ class CheckpointStore:
 
     def _damaged_message(self, step: int, problem: Problem | None) -> str:
         return (
-            f"checkpoint step {step} in {self.directory} is damaged ({problem}): restore it from a "
-            "copy, or name another step"
+            f"checkpoint step {step} in {self._disk.place} is damaged ({problem}): restore it from "
+            "a copy, or name another step"
         )
 
     def _skip_message(self, step: int, problem: Problem, good: int) -> str:
         return (
-            f"checkpoint step {step} in {self.directory} is damaged ({problem}); "
+            f"checkpoint step {step} in {self._disk.place} is damaged ({problem}); "
             f"using step {good} instead"
         )
 
     def _missing_message(self, step: int, numbers: list[int]) -> str:
         there = ", ".join(map(str, sorted(numbers))) or "none"
-        return f"there is no checkpoint step {step} in {self.directory}; there are: {there}"
+        return f"there is no checkpoint step {step} in {self._disk.place}; there are: {there}"
 
     def _require_none_lost(self, bad: list[tuple[int, Problem]]) -> None:
         """Raises CheckpointError unless nothing was ever committed here."""
@@ -368,8 +396,10 @@ class CheckpointStore:
         lines += [f"  {name}: found damaged earlier" for name in self._disk.set_aside()]
         if lines:
             raise CheckpointError(
-                f"no checkpoint in {self.directory} is intact, and the run does not silently start "
-                "again from step 0:\n" + "\n".join(lines) + "\nRestore the files from a copy, or "
+                f"no checkpoint in {self._disk.place} is intact, and the run does not silently "
+                "start again from step 0:\n"
+                + "\n".join(lines)
+                + "\nRestore the files from a copy, or "
                 "start anew with another run.directory"
             )
 
@@ -379,7 +409,7 @@ class CheckpointStore:
         table = difference_table(stored, wanted)
         if table is not None:
             raise CheckpointError(
-                f"checkpoint step {step} in {self.directory} is of another model or optimizer: "
+                f"checkpoint step {step} in {self._disk.place} is of another model or optimizer: "
                 f"{table}\nUse the configuration it was trained with, or another run.directory"
             )
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from etils import epath
 
+from arcticjax.buckets import Bucket, is_address
+from arcticjax.checkpoint.bucket_steps import BucketSteps, require_reached
 from arcticjax.checkpoint.manifest import Manifest, Problem
 from arcticjax.checkpoint.step_directories import StepDirectories
 from arcticjax.errors import CheckpointError, ConfigError
@@ -31,12 +33,24 @@ class Verdict:
 def find(run: str | os.PathLike[str]) -> StepDirectories:
     """The checkpoints of a run directory, or of a directory of checkpoints itself.
 
-    Raises ConfigError where there is no such directory.
+    They may be in a bucket. Raises ConfigError where there is no such directory.
     """
+    if is_address(run):
+        return _find_in_bucket(os.fspath(run))
     path = epath.Path(os.path.abspath(os.path.expanduser(run)))
     if not path.is_dir():
         raise ConfigError(f"{path}: no such directory; give the run.directory of a run")
     return StepDirectories(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
+
+
+def _find_in_bucket(address: str) -> StepDirectories:
+    place = Bucket(address, "RUN")
+    if not place.address.endswith("/checkpoints"):
+        place = place.below("checkpoints")
+    found = BucketSteps("unused", place, copies=False)
+    if not found.numbers() and not place.list():
+        raise ConfigError(f"{place.address}: no such directory; give the run.directory of a run")
+    return found
 
 
 def verify(directories: StepDirectories) -> Iterator[Verdict]:
@@ -46,13 +60,14 @@ def verify(directories: StepDirectories) -> Iterator[Verdict]:
     """
     for step in directories.numbers():
         problem, manifest = directories.verify(step)
-        if problem is None or directories.path(step).exists():
+        require_reached(problem)
+        if problem is None or directories.exists(step):
             yield Verdict(step, problem, manifest)
 
 
 def require_good(directories: StepDirectories, verdicts: list[Verdict]) -> int:
     """The newest good step; raises CheckpointError where a step is damaged or none is good."""
-    place = directories.directory
+    place = directories.place
     good = [verdict.step for verdict in verdicts if verdict.problem is None]
     bad = [verdict for verdict in verdicts if verdict.problem is not None]
     if not good:

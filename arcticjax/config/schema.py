@@ -49,7 +49,8 @@ class Root(Section):
 class RunSection(Section):
     directory: Text = Field(
         description="Folder of the run: config, metrics, checkpoints, report and export. The same "
-        "command on the same folder resumes. Relative to the working directory."
+        "command on the same folder resumes. Relative to the working directory; or a place in a "
+        "bucket, s3://BUCKET/NAME or gs://BUCKET/NAME."
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         default=0, description="Decides initial weights and the order of the data."
@@ -246,7 +247,8 @@ class DataConfig(Section):
     )
     cache: Text | None = Field(
         default=None,
-        description="Folder of tokenised sources. null: cache inside run.directory.",
+        description="Folder of tokenised sources. null: cache inside run.directory, or in the "
+        "user's cache folder if that is in a bucket.",
     )
     threads: Positive = Field(default=2, description="Threads that read data, per process.")
     prefetch: Positive = Field(default=2, description="Global batches made ready ahead of use.")

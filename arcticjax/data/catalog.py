@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from arcticjax.buckets import folder_here, is_address
 from arcticjax.config.negatives import NegativesConfig
 from arcticjax.config.schema import RunConfig, SourceConfig
 from arcticjax.data import adapters, buckets, list_sources, stored
@@ -167,6 +168,8 @@ def open_sources(config: RunConfig, tokenizer: TextTokenizer) -> Catalog:
 
 def cache_folder(config: RunConfig) -> Path:
     """Where a run keeps the stored form of plain sources and the docstrings' task."""
+    if config.data.cache is None and is_address(config.run.directory):
+        return folder_here(config.run.directory) / "cache"
     return Path(config.data.cache or os.path.join(config.run.directory, "cache")).expanduser()
 
 

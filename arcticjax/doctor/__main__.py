@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from arcticjax import buckets, errors
 from arcticjax import config as configs
-from arcticjax import errors
 from arcticjax.config import RunConfig
 from arcticjax.doctor import findings as reports
 from arcticjax.doctor.findings import Finding, attempt, skipped
@@ -113,7 +113,7 @@ def _together(config: RunConfig | None) -> list[Finding]:
         found.append(skipped("all-gather", "mesh"))
     if jax.process_count() > 1:
         found.append(attempt("clock", pod.clocks))
-        if config is not None:
+        if config is not None and not buckets.is_address(config.run.directory):
             directory = Path(config.run.directory).expanduser().absolute()
             found.append(attempt("shared disk", lambda: pod.shared(directory)))
     return found
@@ -143,7 +143,6 @@ def _inputs(config: RunConfig | None) -> list[Finding]:
     if config is None:
         return [*found, attempt("memory", lambda: machine.memory(0))]
 
-    directory = Path(config.run.directory).expanduser().absolute()
     models: list[inputs.Model] = []
 
     def model() -> str:
@@ -160,19 +159,15 @@ def _inputs(config: RunConfig | None) -> list[Finding]:
     found.append(attempt("tasks", lambda: inputs.tasks(config)))
     found.append(attempt("memory", lambda: machine.memory(loading)))
     if "://" in config.run.directory:
-        return [*found, attempt("storage", lambda: _address(config.run.directory))]
+        found.append(attempt("storage", lambda: machine.bucket(config.run.directory)))
+        here = buckets.folder_here(config.run.directory)
+        return [*found, attempt("disk", lambda: machine.room(here, saving))]
+    directory = Path(config.run.directory).expanduser().absolute()
     found.append(attempt("storage", lambda: machine.storage(directory)))
     found.append(attempt("disk", lambda: machine.room(directory, saving)))
     if found[-2].status == "ok":
         found.append(attempt("disk's clock", lambda: machine.clock(directory)))
     return found
-
-
-def _address(directory: str) -> str:
-    from arcticjax.checkpoint.run_directory import RunDirectory
-
-    # Refuses, in its own words, what a run could not write to.
-    return f"{RunDirectory(directory).path}: not written to"
 
 
 def _write(path: Path, found: Sequence[Finding], code: int) -> None:

@@ -147,6 +147,19 @@ def storage(directory: Path) -> Finding:
     return Finding("storage", "ok", found, seconds=took)
 
 
+def bucket(address: str) -> Finding:
+    """Writes, reads and deletes a probe in a run's directory in a bucket."""
+    from arcticjax.checkpoint import run_directory
+
+    directory = run_directory.RunDirectory(address)
+    began = time.perf_counter()
+    if directory.bucket is not None:
+        run_directory.probe(directory.bucket)
+    took = time.perf_counter() - began
+    found = f"{directory.place}: an object written, read and deleted in {took:.2f} s"
+    return Finding("storage", "ok", found, seconds=took)
+
+
 def room(directory: Path, needed: int) -> str:
     """Whether the disk has `needed` bytes free; 0 asks for nothing."""
     free = disk.free_bytes(directory)

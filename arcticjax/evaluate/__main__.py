@@ -127,7 +127,7 @@ def _parser() -> errors.ArgumentParser:
 
 def _output(given: str | None, model: str) -> Path:
     if given is None and not (Path(model).expanduser() / "checkpoints").is_dir():
-        raise errors.ConfigError(f"--output: {model} is no run directory; say where to report")
+        raise errors.ConfigError(f"--output: {model} is no run directory on a disk; say where")
     output = Path(given or Path(model) / FOLDER).expanduser()
     if output.exists() and not output.is_dir():
         raise errors.ConfigError(f"--output {output}: is a file; name a folder")

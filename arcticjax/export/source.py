@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from arcticjax.buckets import Bucket, folder_here, is_address
+from arcticjax.checkpoint import mirror
 from arcticjax.checkpoint.store import CheckpointStore
 from arcticjax.config.contract import TextContract
 from arcticjax.errors import CheckpointError, ConfigError
@@ -21,12 +23,15 @@ from arcticjax.models.encoder import Encoder
 from arcticjax.models.pretrained import load_pretrained, read_json
 from arcticjax.models.spec import ModelSpec, Pooling
 from arcticjax.models.tokenizer import TextTokenizer
+from arcticjax.parallel import distributed
 from arcticjax.parallel.mesh import make_mesh, replicate
 from arcticjax.step.embedder import ROWS, Embedder
 
 # What a run directory calls its checkpoints and the copy of its tokenizer.
 CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer"
+# What else `record` reads of a run.
+_TOLD = ("config.yaml", "lineage.json", "evaluations.jsonl", "report/loss_and_ndcg.png")
 
 
 @dataclass(frozen=True)
@@ -64,13 +69,19 @@ class Source:
 def open_source(
     name: str | os.PathLike[str], *, step: int | None = None, pooling: Pooling | None = None
 ) -> Source:
-    """Reads a run directory (at `step`, default the newest good one), a model folder or a hub name.
+    """Reads a run directory (at `step`, default the newest good one), on a disk or in a bucket, a
+    model folder or a hub name.
 
     `pooling` is for plain Hugging Face folders, which do not state it. A run is only read, also
     while it goes on. Raises ConfigError for options that do not apply and CheckpointError for
     damaged or foreign files.
     """
     text = os.fspath(name)
+    if is_address(text):
+        if pooling is not None:
+            raise ConfigError(f"pooling: {text} is a run, which states its pooling; leave it out")
+        bucket = Bucket(text, "run")
+        return _open_run(_bring_run(bucket), step, bucket)
     folder = Path(text).expanduser()
     # An empty name would be the current folder.
     if text and (folder / CHECKPOINTS).is_dir():
@@ -125,19 +136,28 @@ def _truncation(folder: Path, spec: ModelSpec) -> int | None:
     return None if found is None or found >= spec.hidden_size else found
 
 
-def _open_run(run: Path, step: int | None) -> Source:
-    store = CheckpointStore(run / CHECKPOINTS)
+def _bring_run(bucket: Bucket) -> Path:
+    """Copies what a run in a bucket says of itself, but for its checkpoints; gives the copy."""
+    run = folder_here(bucket.address) / f"read-{distributed.rank()}" / bucket.address.split("/")[-1]
+    tokenizer = {f"{TOKENIZER}/tokenizer.json", *(one.name for one in bucket.list(TOKENIZER))}
+    mirror.bring(bucket, run, [*_TOLD, *tokenizer])
+    return run
+
+
+def _open_run(run: Path, step: int | None, bucket: Bucket | None = None) -> Source:
+    place = run if bucket is None else bucket.address
+    store = CheckpointStore(run / CHECKPOINTS, bucket=bucket and bucket.below(CHECKPOINTS))
     if step is None:
         # Settled once: a run that is still going may save between the two reads below.
         step = store.newest()
         if step is None:
-            raise CheckpointError(f"{run}: no checkpoint has been saved yet; let the run save one")
+            raise CheckpointError(f"{place}: no checkpoint has been saved yet; let it save one")
     meta = store.read_meta(step)
     try:
         stored = meta["model"]["spec"], meta["contract"]
     except (KeyError, TypeError):
         raise CheckpointError(
-            f"{run}: checkpoint {step} does not say its model and text contract; it was not "
+            f"{place}: checkpoint {step} does not say its model and text contract; it was not "
             f"written by arcticjax.train of this version"
         ) from None
     contract = TextContract.from_dict(stored[1])
@@ -152,7 +172,7 @@ def _open_run(run: Path, step: int | None) -> Source:
         params=store.restore_params(step),
         contract=contract,
         tokenizer_folder=run / TOKENIZER,
-        origin=f"{run} at step {step}",
+        origin=f"{place} at step {step}",
         run=run,
         step=step,
     )

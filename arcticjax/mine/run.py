@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 
 from arcticjax.checkpoint import lease
 from arcticjax.checkpoint.agreement import from_primary
+from arcticjax.checkpoint.lock_file import LockFile
 from arcticjax.config import MineConfig
 from arcticjax.data import candidates, record_files
 from arcticjax.errors import ConfigError, ResourceError
@@ -248,7 +249,7 @@ def _claim(output: Path, stack: contextlib.ExitStack) -> Callable[[], None]:
     def claim() -> None:
         try:
             output.mkdir(parents=True, exist_ok=True)
-            held = lease.claim(output / LOCK, field="output")
+            held = lease.claim(LockFile(output / LOCK), field="output")
         except (FileExistsError, NotADirectoryError):
             raise ConfigError(
                 f"output: {output} is or runs through a file; set another folder"

@@ -121,8 +121,8 @@ class Loop:
                     with self.timeline.part("save"):
                         self.store.wait()
                     raise errors.Preempted(
-                        f"asked to stop: saved step {step} of {last} in {self.directory}; the same "
-                        "command resumes"
+                        f"asked to stop: saved step {step} of {last} in {config.run.directory}; "
+                        "the same command resumes"
                     )
                 if late is None:
                     self._clock = time.monotonic()  # evaluating and saving are not the steps' time

@@ -20,9 +20,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from arcticjax import errors
-from arcticjax.checkpoint.agreement import from_primary
+from arcticjax.checkpoint import identity
+from arcticjax.checkpoint.agreement import everywhere, from_primary
+from arcticjax.checkpoint.bucket_steps import open_steps
 from arcticjax.checkpoint.run_directory import RunDirectory
-from arcticjax.checkpoint.step_directories import StepDirectories
 from arcticjax.checkpoint.store import CheckpointStore
 from arcticjax.config import RunConfig, differences, dump_config, load_config
 from arcticjax.export import certificate, record
@@ -34,10 +35,10 @@ from arcticjax.parallel.watchdog import Watchdog
 from arcticjax.step import activations
 from arcticjax.step import state as states
 from arcticjax.train import alike, result, setup
-from arcticjax.train.json_lines import write_atomically
+from arcticjax.train.json_lines import REJECTED_SUFFIX, write_atomically
 from arcticjax.train.loop import Loop, Totals
-from arcticjax.train.report import Report
-from arcticjax.train.timeline import Timeline
+from arcticjax.train.report import EVALUATIONS_FILE, LOG_FILE, METRICS_FILE, Report
+from arcticjax.train.timeline import GOODPUT_FILE, Timeline
 
 # Fields that may change when a run resumes: they do not change what is learned.
 _FREE = (
@@ -61,6 +62,15 @@ _FREE = (
     "train.nonfinite",
     "train.nonfinite_limit",
 )
+# What a run that resumes reads or goes on writing.
+_CONTINUED = (
+    "config.yaml",
+    identity.IDENTITY_FILE,
+    GOODPUT_FILE,
+    result.RESULT_FILE,
+    LOG_FILE,
+    *(name + end for name in (METRICS_FILE, EVALUATIONS_FILE) for end in ("", REJECTED_SUFFIX)),
+)
 # What a source says of itself only for the card.
 _STATED = re.compile(r"data\.sources\.\d+\.(licence|language)(\..*)?")
 
@@ -73,37 +83,46 @@ def run(config: RunConfig) -> result.Result:
     of them, Preempted.
     """
     began, timeline = time.monotonic(), Timeline()
-    directory = RunDirectory(config.run.directory)
+    RunDirectory(config.run.directory)  # refuses what cannot be one
     with (
-        StopSignal(lambda: _saved(directory)) as stop,
+        StopSignal(lambda: _saved(RunDirectory(config.run.directory))) as stop,
         contextlib.ExitStack() as stack,
     ):
         distributed.start(config.mesh.platform, config.mesh.policy)
         compilation_cache.keep_compiled(config.run.compilation_cache)
         alike.check_start(config)
+        directory = RunDirectory(config.run.directory)
         check_lease = _claim(directory, stack)
-        path = Path(directory.path)
-        _check_unchanged(config, path)
-        finished = _finished(path)
+        _begin(config, directory)
+        finished = _finished(directory)
         if finished is not None:
             return finished
+        if distributed.talks():
+            stack.enter_context(directory.mirrored(check_lease, last=result.RESULT_FILE))
         mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.slices)
         stack.enter_context(jax.set_mesh(mesh))
         # Closed before the claim is given up: a save under way must not outlive it.
         store = stack.enter_context(
-            CheckpointStore(directory.checkpoints, keep=config.checkpoint.keep)
+            CheckpointStore(
+                directory.checkpoints,
+                config.checkpoint.keep,
+                directory.checkpoint_bucket,
+                before=directory.publish,  # metrics up to the step, which a run that resumes keeps
+            )
         )
         return _train(config, mesh, directory, store, check_lease, stop, began, timeline)
 
 
 def _saved(directory: RunDirectory) -> str:
     """What a run that is stopped now would go on from."""
-    steps = CheckpointStore(directory.checkpoints).steps()
+    try:
+        steps = open_steps(directory.checkpoints, directory.checkpoint_bucket).with_manifest()
+    except errors.StoreError as error:
+        return f"the same command goes on from what is saved, which cannot be told now: {error}"
     if not steps:
-        return f"{directory.path} holds no checkpoint yet; the same command begins at step 0"
-    return (
-        f"{directory.path} holds a checkpoint of step {steps[-1]}; the same command resumes from it"
-    )
+        return f"{directory.place} holds no checkpoint yet; the same command begins at step 0"
+    found = f"{directory.place} holds a checkpoint of step {steps[-1]}"
+    return f"{found}; the same command resumes from it"
 
 
 def _claim(directory: RunDirectory, stack: contextlib.ExitStack) -> Callable[[], None]:
@@ -114,6 +133,16 @@ def _claim(directory: RunDirectory, stack: contextlib.ExitStack) -> Callable[[],
     checks: list[Callable[[], None]] = []
     from_primary(lambda: checks.append(stack.enter_context(directory.claim()).check))
     return checks[0] if checks else lambda: None
+
+
+def _begin(config: RunConfig, directory: RunDirectory) -> None:
+    """Looks at what there is of the run; what is in a bucket, every process brings for itself."""
+
+    def begin() -> None:
+        directory.bring(_CONTINUED)
+        _check_unchanged(config, directory)
+
+    begin() if directory.bucket is None else everywhere(begin)
 
 
 def _train(
@@ -136,7 +165,7 @@ def _train(
     restored = store.restore(states.abstract(state))
     start, totals = 0, Totals()
     if restored is not None:
-        _check_data(restored.meta, ready.meta(), directory)
+        _check_data(restored.meta, ready.meta(), run_directory.place)
         state, start = restored.state, restored.step
         totals = Totals(**restored.meta["totals"])
     alike.check_resumed(start)
@@ -189,6 +218,8 @@ def _train(
 
             report.note(f"plot     {plots.plot_run(directory)}")
         export = _export(ready, params, directory, report)
+        if export is not None:
+            export = f"{run_directory.place}/{export.name}"
         answers = _demo(ready)
         outcome = result.Result(
             status="done",
@@ -209,7 +240,8 @@ def _train(
             loss_spikes=totals.spikes,
         )
         if distributed.talks():
-            _close(report, outcome, answers, directory)
+            _close(report, outcome, answers, run_directory)
+            run_directory.publish()
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("arcticjax run done")
     return outcome
@@ -228,10 +260,10 @@ def _compile(ready: setup.Setup, state: states.State, buffers: activations.Kept)
     return lambda state, buffers, batch: compiled(state, buffers, batch, guide)
 
 
-def _check_unchanged(config: RunConfig, directory: Path) -> None:
+def _check_unchanged(config: RunConfig, directory: RunDirectory) -> None:
     """Refuses a config that differs from the directory's in a field that decides what is learned;
     a run that has saved nothing may begin anew with any."""
-    file = directory / "config.yaml"
+    file = Path(directory.config_file)
     if not file.exists() or not _has_result_or_checkpoint(directory):
         return
     try:
@@ -254,17 +286,19 @@ def _check_unchanged(config: RunConfig, directory: Path) -> None:
             f"\n  {path}: {before!r} in the run, {after!r} now" for path, before, after in changed
         )
         raise errors.ConfigError(
-            f"{directory} holds a run with another config:{lines}\n"
+            f"{directory.place} holds a run with another config:{lines}\n"
             "Give the old values to resume it, or another run.directory to begin a new run"
         )
 
 
-def _has_result_or_checkpoint(directory: Path) -> bool:
-    steps = StepDirectories(directory / "checkpoints")
-    return bool((directory / result.RESULT_FILE).exists() or steps.numbers() or steps.set_aside())
+def _has_result_or_checkpoint(directory: RunDirectory) -> bool:
+    steps = open_steps(directory.checkpoints, directory.checkpoint_bucket)
+    return bool(
+        (directory.path / result.RESULT_FILE).exists() or steps.numbers() or steps.set_aside()
+    )
 
 
-def _check_data(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> None:
+def _check_data(before: Mapping[str, Any], now: Mapping[str, Any], directory: str) -> None:
     """Refuses to resume on other data than the checkpoint was trained on."""
     if before["data_fingerprint"] != now["data_fingerprint"]:
         raise errors.ConfigError(
@@ -285,13 +319,13 @@ def _check_data(before: Mapping[str, Any], now: Mapping[str, Any], directory: Pa
         )
 
 
-def _finished(directory: Path) -> result.Result | None:
+def _finished(directory: RunDirectory) -> result.Result | None:
     """What a finished run has to say, or None."""
-    outcome = result.read_result(directory)
+    outcome = result.read_result(Path(directory.path))
     if outcome is None or outcome.status != "done":
         return None
     if distributed.talks():
-        print(f"{directory}: finished at step {outcome.steps}; nothing to do")
+        print(f"{directory.place}: finished at step {outcome.steps}; nothing to do")
         print(result.before_after_table(outcome.evaluations))
     return outcome
 
@@ -335,7 +369,7 @@ def _announce(ready: setup.Setup, report: Report, start: int) -> list[dict[str, 
     return compiled
 
 
-def _export(ready: setup.Setup, params: Any, directory: Path, report: Report) -> str | None:
+def _export(ready: setup.Setup, params: Any, directory: Path, report: Report) -> Path | None:
     """Writes and certifies the sentence-transformers folder; the path, or None where it is not
     wanted."""
     if not ready.config.export.enabled:
@@ -355,7 +389,7 @@ def _export(ready: setup.Setup, params: Any, directory: Path, report: Report) ->
             f"export   {target}: read back by {checked.reader}, vectors differ by "
             f"{checked.max_difference:.1e} at most"
         )
-    return str(target)
+    return target
 
 
 def _write_lineage(ready: setup.Setup, directory: Path) -> None:
@@ -382,7 +416,9 @@ def _demo(ready: setup.Setup) -> list[str]:
     ]
 
 
-def _close(report: Report, outcome: result.Result, answers: list[str], directory: Path) -> None:
+def _close(
+    report: Report, outcome: result.Result, answers: list[str], directory: RunDirectory
+) -> None:
     """Writes the result and shows it: answers to the demo queries, how each source fares, scores
     before and after."""
     for answer in answers:
@@ -390,8 +426,8 @@ def _close(report: Report, outcome: result.Result, answers: list[str], directory
     report.note(result.source_table(report.source_means()))
     if outcome.evaluations:
         report.note(result.before_after_table(outcome.evaluations))
-    result.write_result(directory, outcome)
-    report.note(f"done     {directory}: {outcome.steps} steps in {outcome.seconds:.0f} s")
+    result.write_result(Path(directory.path), outcome)
+    report.note(f"done     {directory.place}: {outcome.steps} steps in {outcome.seconds:.0f} s")
 
 
 def _peak_memory() -> int:

@@ -18,8 +18,8 @@ RUNTIMES = {
 
 
 class TpuVmSpec(Spec):
-    """A run on TPU VMs. The run directory must lie on a disk that all workers share (`nfs`), unless
-    the slice is one worker."""
+    """A run on TPU VMs. The run directory must lie in a bucket or on a disk that all workers share
+    (`nfs`), unless the slice is one worker."""
 
     zone: Text = Field(description="Such as us-west4-a.")
     project: Text | None = Field(default=None, description="Left out: gcloud's own setting.")

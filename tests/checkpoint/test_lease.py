@@ -16,6 +16,7 @@ import pytest
 
 from arcticjax.checkpoint import RunDirectory
 from arcticjax.checkpoint import lease as module
+from arcticjax.checkpoint.lock_file import LockFile
 from arcticjax.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -180,7 +181,7 @@ def test_of_many_claims_at_once_on_a_stale_lock_exactly_one_wins(tmp_path):
         def attempt(start=start, won=won, lost=lost):
             start.wait()
             try:
-                won.append(module.claim(tmp_path / "run.lock"))
+                won.append(module.claim(LockFile(tmp_path / "run.lock")))
             except ConfigError:
                 lost.append(1)
 

@@ -80,11 +80,6 @@ def test_names_that_cannot_be_paths_are_refused(tmp_path, name):
         RunDirectory(f"{tmp_path}/{name}" if name.strip() else name).create()
 
 
-def test_buckets_are_refused_for_now():
-    with pytest.raises(ConfigError, match=r"gs://bucket/run: buckets are not supported"):
-        RunDirectory("gs://bucket/run")
-
-
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.EIO])
 def test_a_place_that_cannot_be_written_is_a_resource_error(tmp_path, monkeypatch, code):
     def refuse(path, *_, **__):
@@ -111,3 +106,21 @@ def test_too_little_room_names_needed_and_free_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_SMALL_FILES", 1 << 60)
     with pytest.raises(ResourceError, match=r"run\.directory.* [\d,]+ bytes needed, [\d,]+ bytes"):
         RunDirectory(tmp_path).create()
+
+
+def test_the_folder_of_a_run_in_a_bucket_begins_as_the_bucket_is(
+    bucket_store, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    bucket_store.objects = {"b/run/config.yaml": b"seed: 1\n", "b/run/other": b""}
+    directory = RunDirectory(bucket_store.address("b/run"))
+    assert directory.path.is_relative_to(tmp_path) and directory.place == "s3://b/run"
+    directory.create()
+    directory.config_file.write_text("of an earlier attempt")
+    (directory.path / "result.json").write_text("of a run that is not there any more")
+    (directory.path / "export").mkdir()
+    (directory.checkpoints / "3").mkdir()
+    directory.bring(["config.yaml", "result.json"])
+    assert directory.read_config() == "seed: 1\n"
+    assert sorted(os.listdir(directory.path)) == ["checkpoints", "config.yaml", "report"]
+    assert os.listdir(directory.checkpoints) == ["3"]

@@ -60,7 +60,7 @@ def test_without_a_config_the_machine_alone(capsys):
         ("data.sources.0.path=/nowhere.parquet", "data", "no such file"),
         ("data.sources.0.query=quarry", "data", "quarry"),
         ("evaluation.tasks=[beir:/nowhere]", "tasks", "corpus.jsonl"),
-        ("run.directory=gs://bucket/run", "storage", "buckets"),
+        ("run.directory=ftp://bucket/run", "storage", "no address of a bucket"),
     ],
 )
 def test_what_is_wrong_with_a_config_is_one_row(file, capsys, change, check, message):
@@ -68,6 +68,15 @@ def test_what_is_wrong_with_a_config_is_one_row(file, capsys, change, check, mes
     failed = [one for one in found.values() if one["status"] == "fail"]
     assert code == 2 and [one["check"] for one in failed] == [check]
     assert message in failed[0]["found"]
+
+
+def test_a_run_directory_in_a_bucket(file, capsys, bucket_store):
+    code, found = examine(capsys, file, f"run.directory={bucket_store.address('b/run')}")
+    assert code == 0 and not bucket_store.objects
+    assert "s3://b/run: an object written, read and deleted" in found["storage"]["found"]
+    bucket_store.fault = lambda number, method, name: 403
+    code, found = examine(capsys, file, f"run.directory={bucket_store.address('b/run')}")
+    assert code == 8 and "look at the credentials" in found["storage"]["found"]
 
 
 def test_a_tokenizer_that_does_not_fit_the_model(file, capsys):
