@@ -126,7 +126,7 @@ class CheckpointStore:
         self._pending = _Pending(step, size, describe_leaves(named), silence)
         try:
             if self._writer is None:
-                self._writer = AsyncWriter(self._seal, alone=not self._disk.shared)
+                self._writer = AsyncWriter(self._write_manifest, alone=not self._disk.shared)
             self._writer.start(self._disk.path(step), named, meta)
         except Exception as error:
             explained = self._abandon(error)
@@ -290,7 +290,7 @@ class CheckpointStore:
         if not self._disk.shared:
             everywhere(make_way)
 
-    def _seal(self) -> None:
+    def _write_manifest(self) -> None:
         """Makes a step of what is written and not yet visible: on process 0, once the files of all
         are there; on every process where they share no disk."""
         pending = self._pending

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import arcticjax.checkpoint.disk
 import arcticjax.checkpoint.store
-from arcticjax.checkpoint import CheckpointStore
+from arcticjax.checkpoint import CheckpointStore, step_directories
 from arcticjax.errors import CheckpointError, ResourceError
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -224,7 +224,7 @@ CHILD = """
     import os, signal, sys, threading
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax.numpy as jnp
-    import arcticjax.checkpoint.store as store_module
+    import arcticjax.checkpoint.step_directories as steps_module
     from arcticjax.checkpoint import CheckpointStore
 
     directory, moment = sys.argv[1:]
@@ -234,7 +234,7 @@ CHILD = """
     store.save(10, state, {})
     store.wait()
     if moment == "sealing":
-        store_module.write_manifest = kill
+        steps_module.write_manifest = kill
     store.save(20, state, {})
     if moment == "writing":
         kill()
@@ -320,7 +320,7 @@ def test_a_failed_save_does_not_hide_the_error_of_the_run(copy, monkeypatch, cap
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(arcticjax.checkpoint.store, "write_manifest", fail)
+    monkeypatch.setattr(step_directories, "write_manifest", fail)
     with pytest.raises(KeyError, match="the run"), CheckpointStore(copy) as store:
         store.restore(TARGET)
         store.save(130, make_state(3), {})
