@@ -82,6 +82,7 @@ def run(config: RunConfig) -> result.Result:
         alike.check_start(config)
         check_lease = _claim(directory, stack)
         path = Path(directory.path)
+        stack.enter_context(Peers(config.mesh.peer_seconds, path))
         _check_unchanged(config, path)
         finished = _finished(path)
         if finished is not None:
@@ -152,7 +153,6 @@ def _train(
 
     with (
         Watchdog(timeline.progress, config.mesh.hang_seconds, directory),
-        Peers(config.mesh.peer_seconds, directory),
         contextlib.closing(timeline),
         Report(
             directory,
