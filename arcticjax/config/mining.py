@@ -10,7 +10,7 @@ from pydantic import Field
 from arcticjax.config.checks import Problem, Unknown
 from arcticjax.config.contract import Pooling
 from arcticjax.config.schema import Length, Name, Root, Text
-from arcticjax.config.section import NonNegative, Positive, Section
+from arcticjax.config.section import NonNegative, Positive, PositiveNumber, Section
 
 
 class InputConfig(Section):
@@ -83,6 +83,10 @@ class MiningMeshConfig(Section):
         default="required",
         description="When platform is not there: required stops, preferred runs on the CPU and "
         "says so.",
+    )
+    peer_seconds: PositiveNumber = Field(
+        default=60.0,
+        description="A process that shows no sign of life for so long is lost; the others stop.",
     )
 
 

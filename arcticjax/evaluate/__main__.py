@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             length=options.length,
             compressions=options.compress,
             precision=precision,
+            peer_seconds=mesh.peer_seconds,
         ),
         make_mesh(mesh.data, mesh.fsdp, mesh.slices),
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from arcticjax.config.contract import TextContract
@@ -19,6 +20,7 @@ from arcticjax.export.scores import fingerprints
 from arcticjax.export.source import make_embedder, open_source
 from arcticjax.models.spec import ModelSpec, Pooling
 from arcticjax.parallel import distributed
+from arcticjax.parallel.peers import Peers
 from arcticjax.parallel.stop import StopSignal
 from arcticjax.scoring import benchmarks
 from arcticjax.scoring.compression import FULL, Compression
@@ -28,7 +30,8 @@ from arcticjax.step.embedder import Embedder
 @dataclass(frozen=True)
 class Request:
     """What the command line asks for. made: tasks that a run made itself, by name. length: cut of
-    both sides in tokens; None: see `cut`. compressions: beside the whole vectors."""
+    both sides in tokens; None: see `cut`. compressions: beside the whole vectors. peer_seconds: see
+    `Peers`."""
 
     model: str
     tasks: Sequence[str]
@@ -39,6 +42,7 @@ class Request:
     length: int | None = None
     compressions: Sequence[str] = ()
     precision: str = "float32"
+    peer_seconds: float = 60.0
 
 
 def run(request: Request, mesh: Mesh) -> None:
@@ -88,7 +92,11 @@ def run(request: Request, mesh: Mesh) -> None:
             "with the next"
         )
 
-    with StopSignal(scored) as stop, jax.set_mesh(mesh):
+    with (
+        StopSignal(scored) as stop,
+        Peers(request.peer_seconds, request.output),
+        jax.set_mesh(mesh),
+    ):
         pending = [one for one in wanted if one.name not in finished]
         shown = _announce(about, pending, finished, embedder, source.contract, talk)
         for one in pending:
@@ -109,6 +117,8 @@ def run(request: Request, mesh: Mesh) -> None:
             kind = "nDCG@10" if "ndcg_at_10" in record.metrics else "main score"
             shown.finish(f"{kind} {value:.4f} in {progress.seconds(record.seconds)}")
             stop.look()
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("arcticjax evaluation done")
     if talk:
         summary = report.write(request.output, about, [found[one.name] for one in wanted])
         for table in report.make_tables(about, summary, None):

@@ -26,6 +26,7 @@ from arcticjax.mine.teacher import Teacher, load_teacher
 from arcticjax.mine.vectors import Vectors, embed
 from arcticjax.parallel import compilation_cache, distributed, fingerprint
 from arcticjax.parallel import mesh as meshes
+from arcticjax.parallel.peers import Peers
 from arcticjax.parallel.stop import StopSignal
 from arcticjax.step.embedder import Side
 
@@ -47,6 +48,7 @@ def run(config: MineConfig) -> Path:
         compilation_cache.keep_compiled(config.compilation_cache)
         _check_alike(config)
         check_lease = _claim(output, stack)
+        stack.enter_context(Peers(config.mesh.peer_seconds, output))
         mesh = meshes.make_mesh(config.mesh.data)
         stack.enter_context(jax.set_mesh(mesh))
         teacher = load_teacher(config)

@@ -93,6 +93,7 @@ def run(config: RunConfig) -> result.Result:
         alike.check_start(config)
         directory = RunDirectory(config.run.directory)
         check_lease = _claim(directory, stack)
+        stack.enter_context(Peers(config.mesh.peer_seconds, Path(directory.path)))
         _begin(config, directory)
         finished = _finished(directory)
         if finished is not None:
@@ -182,7 +183,6 @@ def _train(
 
     with (
         Watchdog(timeline.progress, config.mesh.hang_seconds, directory),
-        Peers(config.mesh.peer_seconds, directory),
         contextlib.closing(timeline),
         Report(
             directory,

@@ -133,6 +133,19 @@ def test_two_processes_give_the_same_files(folder):
     assert "candidates of" not in second
 
 
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_the_other(folder):
+    output = folder / "out-killed"
+    changes = {"shard": 1, "input": str(folder / "a.parquet"), "output": str(output)}
+    file = making.config_file(folder, mesh={"data": "auto", "peer_seconds": 3}, **changes)
+    first, second = (making.start(file, environment=one) for one in environments(2))
+    wait_for(1, "embeddings/a-document-*.npy", output, first)
+    second.kill()
+    second.communicate()
+    assert "no sign of life from process 1 of 2" in making.finish(first, 141).splitlines()[-1]
+    assert "Thread" in (output / "stacks_process_0.txt").read_text()
+
+
 def wait_for(count, pattern, output, process):
     """Until so many files are there, while the process runs."""
     deadline = time.monotonic() + 120

@@ -102,6 +102,28 @@ def test_the_other_of_a_killed_process_0_ends_too(tmp_path):
     assert second.returncode in (141, -signal.SIGABRT)
 
 
+def test_a_process_killed_while_it_prepares_ends_the_other(tmp_path):
+    """Which would else wait for it for hours."""
+    file = tiny.run_config(tmp_path, **TWO)
+    one, two = environments(2)
+    first = start(file, environment=one)
+    code = f"""
+        import os, signal
+        from arcticjax import errors
+        from arcticjax.parallel import command
+        from arcticjax.train import __main__, setup
+
+        setup.prepare = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        errors.run_cli(lambda: __main__.main(["--config", {str(file)!r}]), leave=command.leave)
+    """
+    killed = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], env={**_environment(), **two}
+    )
+    assert killed.wait(timeout=240) == -signal.SIGKILL
+    assert "no sign of life from process 1 of 2" in finish(first, 141).splitlines()[-1]
+    assert "Thread" in (tmp_path / "run" / "stacks_process_0.txt").read_text()
+
+
 def test_a_suspended_process_is_a_lost_one(tmp_path):
     first, second = processes = both(tiny.run_config(tmp_path, **TWO))
     wait_for_step(tmp_path, 30, processes)

@@ -36,6 +36,8 @@ pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 # Of the tasks' own words.
 QUERIES = ["river stone fern", "hazel"]
+CANARY = "hf_canaryCanaryCanaryCanary"
+SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "GOOGLE_API_KEY")
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +46,23 @@ def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("done")
     changes = {"evaluation.demo_queries": QUERIES, "checkpoint.keep": 1}
     shown = io.StringIO()
-    with torch_here(), contextlib.redirect_stderr(shown):
+    with (
+        torch_here(),
+        contextlib.redirect_stderr(shown),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name in SECRETS:
+            patch.setenv(name, CANARY)
         train(tiny.run_config(folder, **changes))
     (folder / "shown.txt").write_text(shown.getvalue())
     return folder
+
+
+def test_no_secret_of_the_environment_is_written_into_a_run(done):
+    """Checkpoints, config, logs, report, plots, card, what was shown: no file holds one."""
+    files = [file for file in done.rglob("*") if file.is_file()]
+    assert len(files) > 40
+    assert [file for file in files if CANARY.encode() in file.read_bytes()] == []
 
 
 def test_a_run_leaves_what_the_documentation_promises(done):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -17,6 +19,7 @@ from tests import tiny
 from tests.train.running import BARE, ROOT, UNSCORED, finish, losses, start, train
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
+ONE_DEVICE = "--xla_force_host_platform_device_count=1"
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +114,27 @@ def test_two_processes_of_two_devices_give_the_run_of_one(short, tmp_path):
     )
     assert one["evaluations"]["before"] == two["evaluations"]["before"]
     assert json.loads((tmp_path / "run" / "export" / "certificate.json").read_text())["passed"]
+
+
+@pytest.mark.slow
+def test_four_processes_of_the_launcher_in_two_slices_give_the_run_of_one_process(tmp_path):
+    """As a user starts them, one device each; the one process has four."""
+    one, four = (
+        tiny.run_config(tmp_path / name, **{"mesh.data": 4, "mesh.slices": slices}, **UNSCORED)
+        for name, slices in (("one", 1), ("four", 2))
+    )
+    finish(start(one, devices=4))
+    command = [sys.executable, "-m", "arcticjax.train", "--config", str(four)]
+    launched = subprocess.Popen(
+        [sys.executable, "-m", "launch.local", "--processes", "4", "--", *command],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {ONE_DEVICE}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert "4 process(es)" in finish(launched)
+    close(losses(tmp_path / "one"), losses(tmp_path / "four"))
 
 
 def close(left, right) -> None:
