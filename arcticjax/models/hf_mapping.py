@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -13,6 +14,9 @@ from arcticjax.models.families import FAMILIES, ORIGINAL_PREFIXES, Family
 from arcticjax.models.spec import ModelSpec, parameter_shapes
 from arcticjax.models.tensor_table import Entry
 
+# Beyond twice what the weights have: a weight file that lacks most of a small model is still told
+# tensor by tensor.
+_SPARE_NUMBERS = 1 << 20
 LISTED = 12  # names of each kind in an error; a foreign checkpoint would list hundreds
 
 
@@ -33,6 +37,7 @@ def from_hf_state(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> dict[st
         found[plain] = name
     missing, misshaped = [], []
     shapes = parameter_shapes(spec)
+    _check_numbers(shapes, tensors)
     params: dict[str, np.ndarray] = {}
     for entry in _table_of(spec, family, found):
         # Rows that a checkpoint does not have are scales that nothing reads.
@@ -71,6 +76,15 @@ def from_hf_state(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> dict[st
             + ". Check that config.json and the weights belong to the same model."
         )
     return unflatten_dict(params, sep="/")
+
+
+def _check_numbers(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Any]) -> None:
+    """Refuses a config that asks for far more memory than the weights take, before it is taken."""
+    wanted, there = sum(map(math.prod, shapes.values())), sum(map(np.size, tensors.values()))
+    if wanted > 2 * there + _SPARE_NUMBERS:
+        raise CheckpointError(
+            f"the config describes {wanted:,} numbers, and the weights have {there:,}"
+        )
 
 
 def to_hf_state(

@@ -194,6 +194,15 @@ def test_weights_of_another_shape_are_refused(folder):
     assert str(folder) in str(caught.value)
 
 
+@pytest.mark.parametrize("size", [2**20, 2**70])
+@pytest.mark.parametrize("field", ["vocab_size", "intermediate_size", "num_hidden_layers"])
+def test_a_config_of_a_giant_takes_no_memory(folder, field, size):
+    edit(folder / "config.json", **{field: size})
+    with pytest.raises(CheckpointError, match=r"the config describes .* numbers") as caught:
+        load_pretrained(folder)
+    assert str(folder) in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "modules",
     [

@@ -1,5 +1,6 @@
 """What a compiled training step sends between devices."""
 
+import dataclasses
 from collections import Counter
 
 import jax
@@ -10,7 +11,7 @@ from arcticjax.parallel import mesh as meshes
 from arcticjax.parallel.hlo import collectives
 from arcticjax.parallel.sharding import ALIGNMENT
 from tests import tiny
-from tests.step.parts import make_step
+from tests.step.parts import OBJECTIVE, make_step
 
 # The optimisations left out move no collective.
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -110,3 +111,21 @@ def test_two_slices(compiled):
     pieces = sum(one.bytes for one in between if one.op == "all-reduce")
     numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert 4 * numbers / 4 <= pieces <= 1.5 * 4 * numbers / 4
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        pytest.param({"symmetric": True}, marks=pytest.mark.slow),
+        {"query_query": True, "document_query": True},
+    ],
+    ids=" and ".join,
+)
+def test_terms_that_need_all_queries_gather_them_once(compiled, terms):
+    objective = dataclasses.replace(OBJECTIVE, **terms)
+    found, _, params, _ = compiled(8, 1, 1, objective=objective)
+    leaves = len(jax.tree.leaves(params))
+    assert not any(one.in_loop for one in found)
+    count = Counter(one.op for one in found)
+    assert count["all-gather"] == 4 + leaves  # documents, queries, and the groups of both
+    assert count["reduce-scatter"] == 2 + leaves
