@@ -305,7 +305,7 @@ def test_a_write_that_fails_in_the_background_is_one_clear_error(copy, monkeypat
     store = CheckpointStore(copy)
     store.restore(TARGET)
     with monkeypatch.context() as patch:
-        patch.setattr(arcticjax.checkpoint.store, "write_manifest", fail)
+        patch.setattr(step_directories, "write_manifest", fail)
         store.save(130, make_state(3), {})
         with pytest.raises(ResourceError, match=f"checkpoint step 130 .*{message}"):
             store.wait()

@@ -238,7 +238,8 @@ BAD_VALUE = {
         "",
         "c.yaml: run.directory: required, and not given; expected non-empty text. Folder of the "
         "run: config, metrics, checkpoints, report and export. The same command on the same "
-        "folder resumes. Relative to the working directory.",
+        "folder resumes. Relative to the working directory; or a place in a bucket, "
+        "s3://BUCKET/NAME or gs://BUCKET/NAME.",
     ),
     "section is a value": (
         "  directory: runs/x",
