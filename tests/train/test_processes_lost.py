@@ -84,6 +84,7 @@ def test_the_other_of_a_killed_process_ends_with_141_and_its_stacks(straight, tm
     first, second = processes = both(file)
     wait_for_step(tmp_path, 30, processes)
     second.kill()
+    second.communicate()  # its output is closed
     output = finish(first, 141)
     assert "no sign of life from process 1 of 2" in output.splitlines()[-1]
     assert "Thread" in (tmp_path / "run" / "stacks_process_0.txt").read_text()
@@ -98,6 +99,7 @@ def test_the_other_of_a_killed_process_0_ends_too(tmp_path):
     first, second = processes = both(tiny.run_config(tmp_path, **TWO))
     wait_for_step(tmp_path, 30, processes)
     first.kill()
+    first.communicate()
     second.communicate(timeout=120)
     assert second.returncode in (141, -signal.SIGABRT)
 
