@@ -126,13 +126,13 @@ def measure(build: Any, repeats: int) -> dict[str, Any]:
             ),
         ):
             wall, cpu = time.perf_counter(), time.process_time()
-            arrays = build(step).arrays
+            host = build(step)
             cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         if step:
             steps.append({**clock.seconds, "cpu": cpu, "wall": wall})
         shapes = build.shapes
-        slots = arrays["microbatches"].max() * shapes.rows * shapes.row_length * shapes.devices
-        filled.append(arrays["lengths"].sum() / slots)
+        rows = layout.round_up(host.rows, shapes.rows) * shapes.devices
+        filled.append(host.arrays["lengths"].sum() / (rows * shapes.row_length))
     seconds = {key: float(np.median([one[key] for one in steps])) for key in steps[0]}
     shapes = build.shapes
     pairs = shapes.devices * shapes.pairs

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from arcticjax.config import yaml_text
-from arcticjax.config.checks import Unknown, nearest
+from arcticjax.config.checks import nearest
 from arcticjax.config.fields import Path, Place, field_names, longest, place, root
+from arcticjax.config.problem import Unknown
 from arcticjax.config.schema import CROSS_FIELD, Root, RunConfig
 from arcticjax.config.secrets import find_secret
 from arcticjax.errors import ConfigError

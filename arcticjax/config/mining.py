@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from arcticjax.config.checks import Problem, Unknown
 from arcticjax.config.contract import Pooling
+from arcticjax.config.problem import Problem, Unknown
 from arcticjax.config.schema import Length, Name, Root, Text
 from arcticjax.config.section import NonNegative, Positive, PositiveNumber, Section
 

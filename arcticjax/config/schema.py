@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from arcticjax.config.checks import Problem, cross_field_problems
+from arcticjax.config.checks import cross_field_problems
 from arcticjax.config.contract import Pooling
 from arcticjax.config.loss import LossConfig
 from arcticjax.config.negatives import NegativesConfig
+from arcticjax.config.problem import Problem
 from arcticjax.config.section import (
     Fraction,
     Language,

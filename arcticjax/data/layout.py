@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,11 @@ class Shapes:
         one = self.documents + -(-self.pairs // queries_per_row)
         two = -(-self.texts // texts_per_row) + 1
         return -(-min(one, two) // self.rows)
+
+    @property
+    def room(self) -> int:
+        """Rows of all microbatches."""
+        return self.microbatches * self.rows
 
     def rung(self, used: Any) -> tuple[Any, Any, Any]:
         """For the rows in use on the fullest device, one number or an array, also of jax: whether
@@ -230,7 +235,7 @@ def deal(
 
 def place(query_lengths_b: np.ndarray, document_lengths: np.ndarray, shapes: Shapes) -> Packing:
     """Packs one device's texts: b queries take places 0..b-1, its documents places b and up."""
-    room = shapes.microbatches * shapes.rows
+    room = shapes.room
     rows, starts, slots, used = pack(
         np.concatenate([query_lengths_b, document_lengths]), shapes.row_length, shapes.slots
     )
@@ -295,21 +300,18 @@ def choose_rows(
     return min(choices, key=cost)
 
 
-def choose_ladder(row_counts: Sequence[int], rows: int, most: int = 2) -> tuple[int, ...]:
+def choose_ladder(row_counts: Sequence[int], shapes: Shapes, most: int = 2) -> tuple[int, ...]:
     """At most so many rungs, multiples of 8 rows, that cost least over sampled row counts; none
-    where one pass in microbatches of `rows` rows costs less. A further rung compiles a further
-    program, so it must save 2 %."""
+    where one pass in microbatches costs less. A further rung compiles a further program, so it must
+    save 2 %."""
     # Batches that were not sampled are a little larger or smaller.
     counts = np.outer(row_counts, (0.98, 1.0, 1.02)).round().astype(np.int64).reshape(-1)
-    candidates = sorted({round_up(int(count), 8) for count in counts})
-    turns = -(-counts // rows) * rows
+    candidates = sorted({min(round_up(int(count), 8), shapes.room) for count in counts})
 
     def cost(ladder: tuple[int, ...]) -> float:
-        if not ladder:
-            return float(turns.sum() * IN_TURN_COST["one"])
-        index = np.searchsorted(ladder, counts)
-        of_rung = np.append(ladder, np.inf)[index]
-        return float(np.minimum(of_rung, turns * IN_TURN_COST["two"]).sum())
+        fits, _, rows = replace(shapes, ladder=ladder).rung(counts)
+        in_turn = IN_TURN_COST["two" if ladder else "one"]
+        return float((rows * np.where(fits, 1.0, in_turn)).sum())
 
     best: tuple[int, ...] = ()
     for rungs in range(1, most + 1):

@@ -6,7 +6,7 @@ It runs in Grain's worker threads and resumes by the step alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import grain.python as grain
@@ -25,10 +25,10 @@ class HostBatch:
     """This process's part of a global batch.
 
     arrays: for the step, axis 0 = local devices n:
-        tokens [n, M, G, S], starts, lengths, places [n, M, G, K], microbatches [n],
-        positives [n, b, 1], row_groups [n, b], column_groups [n, b]; all int32. With lists (see
-        `list_pipeline`): positives [n, b, P], groups only where documents are shared, else or
-        for distillation negatives [n, b, M], and for distillation teacher [n, b, P + M], float32.
+        tokens [n, M, G, S], starts, lengths, places [n, M, G, K], positives [n, b, 1],
+        row_groups [n, b], column_groups [n, b]; all int32. With lists (see `list_pipeline`):
+        positives [n, b, P], groups only where documents are shared, else or for distillation
+        negatives [n, b, M], and for distillation teacher [n, b, P + M], float32.
     step, source (its name), drawn, dealt: where the batch comes from, and which device has what of
     it; the same on every process.
     """
@@ -38,6 +38,11 @@ class HostBatch:
     source: str
     drawn: Drawn
     dealt: layout.Deal | list_layout.ListDeal
+
+    @property
+    def rows(self) -> int:
+        """Rows in use on the fullest of these devices; a device fills its rows in order."""
+        return int(self.arrays["lengths"].any(-1).sum((1, 2)).max())
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ def device_rows(
     encoded; every argument in that order."""
     queries, bodies = texts
     packing = layout.place(*lengths, shapes)
-    rows = shapes.microbatches * shapes.rows
+    rows = shapes.room
     tokens = np.full((rows, shapes.row_length), pad_id, np.int32)
     used = packing.places_MGK < shapes.texts
     row_of = np.broadcast_to(np.arange(rows)[:, None], (rows, shapes.slots)).reshape(used.shape)
@@ -123,7 +128,6 @@ def device_rows(
         "starts": packing.starts_MGK,
         "lengths": packing.lengths_MGK,
         "places": packing.places_MGK,
-        "microbatches": np.asarray(-(-packing.rows // shapes.rows), np.int32),
     }
 
 
@@ -218,9 +222,7 @@ def shapes_for(
     )
     if rows is None:
         rows = layout.choose_rows(counts, row_length, most_tokens, overhead_tokens)
-    if ladder == "auto":
-        ladder = layout.choose_ladder(counts, rows)
-    return layout.Shapes(
+    shapes = layout.Shapes(
         devices=devices,
         pairs=pairs,
         row_length=row_length,
@@ -229,8 +231,10 @@ def shapes_for(
         document_length=document.longest,
         positives=positives,
         negatives=negatives,
-        ladder=tuple(ladder),
     )
+    if ladder == "auto":
+        ladder = layout.choose_ladder(counts, shapes)
+    return replace(shapes, ladder=tuple(ladder))
 
 
 def sampled_steps(draw: Draw) -> list[int]:

@@ -146,7 +146,6 @@ class Program:
             "starts": (*grid, shapes.slots),
             "lengths": (*grid, shapes.slots),
             "places": (*grid, shapes.slots),
-            "microbatches": (),
             "positives": (*queries, shapes.positives),
         }
         if objective.in_batch_negatives:
@@ -258,7 +257,8 @@ def build(
 
     memory: bytes of one device, or None where that cannot be told; it decides `train.passes: auto`.
     guide: sizes and pooling of the model of `loss.guide`.
-    Raises ConfigError for a `train.attention` that the devices or the shapes do not allow.
+    Raises ConfigError for a `train.attention` or `train.ladder` that the devices or shapes do not
+    allow.
     """
     if config.optimizer.freeze_layers > spec.num_layers:
         raise errors.ConfigError(
@@ -268,6 +268,11 @@ def build(
     encoder, platform = Encoder(spec), mesh.devices.flat[0].platform
     objective = _objective(config, spec, platform)
     arrays = {"params": encoder.abstract(), "loss": objective.init()}
+    if shapes.ladder and shapes.ladder[-1] > shapes.room:
+        raise errors.ConfigError(
+            f"train.ladder: {shapes.ladder[-1]} rows are more than the {shapes.room} that the "
+            f"{shapes.pairs} pairs of a device can fill; end it there, or take auto"
+        )
     sharding = make_sharding(arrays, mesh)
     train, dtype = config.train, jnp.dtype(config.train.precision)
 
@@ -298,9 +303,9 @@ def build(
     def too_much(needed: int) -> bool:
         return train.passes == "auto" and (memory is None or needed > memory // 4)
 
-    room = shapes.microbatches * shapes.rows
-    if train.ladder == "auto" and shapes.ladder and too_much(needed * shapes.ladder[-1] // room):
-        shapes = replace(shapes, ladder=())
+    if train.ladder == "auto" and shapes.ladder:
+        if too_much(needed * shapes.ladder[-1] // shapes.room):
+            shapes = replace(shapes, ladder=())
     declined = not shapes.ladder and too_much(needed)
     if declined or shapes.ladder:
         chosen, kept = encoding("two"), []

@@ -163,7 +163,9 @@ def _make_local_gradient(
     ) -> tuple[Trainable, Kept, Metrics]:
         batch = {name: array[0] for name, array in batch.items()}
         buffers = [buffer[0] for buffer in buffers]
-        count = jax.lax.pmax(batch["microbatches"], AXES)
+        # Rows are filled in order, so those of the fullest device say how many microbatches run.
+        used = jax.lax.pmax((batch["lengths"].sum(-1) > 0).sum(), AXES)
+        count = -(-used // shapes.rows)
         varying = _vary(arrays)
         params = varying["params"]
         zeros = jax.tree.map(jnp.zeros_like, params)
@@ -243,7 +245,6 @@ def _make_local_gradient(
             gradients, kept = jax.lax.fori_loop(0, count, second_pass, (zeros, kept))
             return value, learned, gradients, kept if passes == "one" else buffers
 
-        used = jax.lax.pmax((batch["lengths"].sum(-1) > 0).sum(), AXES)
         fits, rung, rows = shapes.rung(used)
         if shapes.ladder:
             branches = [functools.partial(at_once, rows) for rows in shapes.ladder]

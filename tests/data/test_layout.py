@@ -163,9 +163,14 @@ def test_a_batch_takes_the_first_rung_that_holds_it_unless_turns_cost_less():
 
 
 def test_a_ladder_is_chosen_between_waste_and_turns():
+    shapes = layout.Shapes(1, 640, 32, 32, 8, 32)
     alike = [96, 98, 99, 100, 101, 102] * 4
-    assert layout.choose_ladder(alike, 32) == (104,)
+    assert layout.choose_ladder(alike, shapes) == (104,)
     # Two kinds of batches get a rung each.
-    assert layout.choose_ladder([*alike, *(2 * rows for rows in alike)], 32) == (104, 208)
+    assert layout.choose_ladder([*alike, *(2 * rows for rows in alike)], shapes) == (104, 208)
     # Of many kinds no two rungs hold enough: one pass in turns wastes less.
-    assert layout.choose_ladder(range(100, 1000, 50), 10) == ()
+    # Three pairs never fill a multiple of 8 rows.
+    few = dataclasses.replace(shapes, pairs=3, rows=1)
+    assert layout.choose_ladder([few.room] * 4, few) == (few.room,) == (4,)
+    turns = dataclasses.replace(shapes, rows=10)
+    assert layout.choose_ladder(range(100, 1000, 50), turns) == ()

@@ -56,12 +56,12 @@ def test_a_batch_holds_its_records_and_labels_lead_to_their_documents(devices):
         assert sum(place >= b for one in texts for place in one) == distinct
 
 
-def test_microbatches_are_counted_as_they_are_used():
-    builder = tiny.builder(2)
-    host = builder(0)
-    for device in range(2):
-        used = np.flatnonzero((host.arrays["lengths"][device] > 0).any(axis=(1, 2)))
-        assert used.tolist() == list(range(host.arrays["microbatches"][device]))
+def test_rows_are_filled_in_order():
+    host = tiny.builder(2)(0)
+    used_NR = (host.arrays["tokens"] != 0).any(-1).reshape(2, -1)
+    counts = used_NR.sum(1)
+    assert used_NR.tolist() == (np.arange(used_NR.shape[1]) < counts[:, None]).tolist()
+    assert host.rows == counts.max() < used_NR.shape[1]
 
 
 def test_a_process_builds_only_its_devices_and_all_agree():
@@ -140,9 +140,10 @@ def test_fill_at_64_pairs_a_device_is_at_least_92_percent():
         most_tokens=2048,
     )
     builder = pipeline.BatchBuilder(views, draw, shapes, query, document, [0])
-    hosts = [builder(step).arrays for step in range(40)]
-    slots = sum(int(one["microbatches"][0]) for one in hosts) * shapes.rows * shapes.row_length
-    assert sum(int(one["lengths"].sum()) for one in hosts) / slots >= 0.92
+    hosts = [builder(step) for step in range(40)]
+    rows = sum(layout.round_up(one.rows, shapes.rows) for one in hosts)
+    tokens = sum(int(one.arrays["lengths"].sum()) for one in hosts)
+    assert tokens / (rows * shapes.row_length) >= 0.92
     assert isinstance(shapes, layout.Shapes)
 
 
@@ -169,8 +170,7 @@ def test_rows_are_chosen_for_what_dealing_gives_a_device():
         for one in (1, 40)
     ]
     shapes = layout.Shapes(2, 16, 64, 1, 64, 64)
-    dealt = pipeline.BatchBuilder([view], draw, shapes, template, template, [0, 1])(0).arrays
-    rows = dealt["microbatches"].max()
+    rows = pipeline.BatchBuilder([view], draw, shapes, template, template, [0, 1])(0).rows
     assert rows == 11
     costs = {
         overhead: {g: -(-rows // g) * (g * 64 + overhead) for g in (1, 2, 4)}

@@ -1,9 +1,12 @@
 """The abstract program is the one that training runs."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 
+from arcticjax import errors
 from arcticjax.config import load_config
 from arcticjax.parallel import mesh as meshes
 from arcticjax.step import activations, program
@@ -49,3 +52,12 @@ def test_the_config_decides_what_the_step_computes(built):
     assert made.encoding.dtype == jnp.bfloat16
     halves = {one.dtype for one in made.kept if one.dtype != jnp.float32}
     assert halves == ({jnp.dtype(jnp.bfloat16)} if made.kept else set())
+
+
+def test_a_rung_that_no_batch_can_fill_is_refused(tmp_path):
+    """Whatever the lengths of 8 pairs, best fit never opens more rows than that."""
+    shapes = dataclasses.replace(tiny.builder(4).shapes, ladder=(2, 99))
+    config = load_config(tiny.run_config(tmp_path))
+    message = rf"train\.ladder: 99 rows are more than the {shapes.room} that the 8 pairs"
+    with pytest.raises(errors.ConfigError, match=message):
+        program.build(config, tiny.SPEC, "mean", shapes, meshes.make_mesh(4), 8, None)
