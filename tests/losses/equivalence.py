@@ -153,7 +153,8 @@ and a test compares the two.
 """
 ABOUT = {
     "loss": "Loss, accuracy and mean cosines over all devices, and the gradients of queries, "
-    "documents and\ntemperature.\n",
+    "documents and\ntemperature. An error of the temperature's gradient is relative to the sizes "
+    "of its terms, which\ncancel.\n",
     "step": "Loss and gradient of every parameter of a tiny encoder. The reference encodes padded "
     "texts in\nfloat32, computes the loss and its gradient with respect to embeddings in float64, "
     "and pulls that\nback through the plain encoder.\n",

@@ -64,7 +64,8 @@ def reference(
     """Sums and gradients in fp64 NumPy, one softmax per (row, positive).
 
     negatives: with in-batch negatives off, the positions of each row's own.
-    `closest` is how near a cosine comes to a limit above which it is no negative.
+    `closest` is how near a cosine comes to a limit above which it is no negative, and
+    `temperature_terms` the sum of the sizes of what cancels in the temperature's gradient.
     """
     sizes = sorted(sizes or [(queries.shape[1], 1.0)])
     matrices = [
@@ -81,7 +82,7 @@ def reference(
         for one in guides
     ]
     sums = dict.fromkeys(NUMBERS, 0.0)
-    temperature_grad, closest = 0.0, np.inf
+    temperature_grad, temperature_terms, closest = 0.0, 0.0, np.inf
     for row, mine in enumerate(np.asarray(labels.positives_bP)):
         group, mine = int(labels.row_groups_b[row]), mine[mine >= 0]
         if group < 0 or len(mine) == 0:
@@ -124,6 +125,7 @@ def reference(
                     into[row, kept] += weights / temperature
                     slopes_of_size[0][row, positive] -= weights.sum() / temperature
                     temperature_grad -= weights @ (theirs - cosine) / temperature**2
+                    temperature_terms += weights @ abs(theirs - cosine) / temperature**2
     gradients = [[np.zeros_like(part) for part in pair] for pair in matrices]
     for (size, _), slopes_of_size, of_size in zip(sizes, slopes, cosines, strict=True):
         for pair, into, slope, cosine in zip(
@@ -136,6 +138,7 @@ def reference(
         gradients=tuple(gradients[0]),
         contrast_gradients=gradients[1:],
         temperature_gradient=temperature_grad,
+        temperature_terms=temperature_terms,
         closest=closest,
     )
 
