@@ -3,6 +3,7 @@ problem is kept for one report."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ SIZES = {
 }
 
 _REQUIRED = object()
+_LARGEST = sys.float_info.max  # a whole number in JSON may be larger
 
 
 class ConfigReader:
@@ -58,14 +60,14 @@ class ConfigReader:
         key: str,
         absent: float,
         *,
-        below: float = float("inf"),
+        below: float = _LARGEST,
         within: Mapping[str, Any] | None = None,
     ) -> float:
         """A positive number; `within`: the part of the file to look in, if not all of it."""
         value = (self.content if within is None else within).get(key, absent)
         if type(value) in (int, float) and 0 < value < below:
             return float(value)
-        bounds = "a positive number" if below == float("inf") else f"a number between 0 and {below}"
+        bounds = "a positive number" if below == _LARGEST else f"a number between 0 and {below}"
         self.problems.append(f"{key} is {value!r}, expected {bounds}")
         return absent
 

@@ -349,7 +349,7 @@ def _read_pooling(file: Path, encoder_folder: Path) -> tuple[Pooling, bool]:
         modes = [mode for flag, mode in _POOLING_FLAGS.items() if content.get(flag)]
     elif isinstance(modes, str):
         modes = [modes]
-    if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in _POOLINGS:
+    if not isinstance(modes, list) or len(modes) != 1 or str(modes[0]) not in _POOLINGS:
         raise CheckpointError(
             f"{file}: pooling {modes!r} is not supported; known are exactly one of "
             f"{', '.join(_POOLINGS)}"

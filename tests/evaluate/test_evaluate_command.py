@@ -241,8 +241,8 @@ def test_a_run_by_its_config(tmp_path, no_mteb, capsys):
     """The config names run and tasks; the run's own scores come out again."""
     from arcticjax.train import run as training
 
-    changes = {"train.total_steps": 2, "data.query_length": 32, "export.enabled": False}
-    config = tiny.run_config(tmp_path, **changes)
+    changes = {"train.total_steps": 2, "optimizer.warmup_steps": 1, "data.query_length": 32}
+    config = tiny.run_config(tmp_path, **changes, **{"export.enabled": False})
     from arcticjax.config import load_config
 
     training.run(load_config(config, []))
