@@ -97,6 +97,8 @@ def run(request: Request, mesh: Mesh) -> None:
         Peers(request.peer_seconds, request.output),
         jax.set_mesh(mesh),
     ):
+        if talk:
+            records.prepare(request.output)
         pending = [one for one in wanted if one.name not in finished]
         shown = _announce(about, pending, finished, embedder, source.contract, talk)
         for one in pending:

@@ -118,6 +118,6 @@ def _from_hub(name: str, revision: str | None, tried: str) -> Path:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(
             f"{name}: tried a local folder, installed packages and {how}. {tried}; hub: "
-            f"{reason[0]} Copy the model's folder here and give its path, or fetch it where "
-            "there is a network"
+            f"{reason[0].rstrip('.')}. Copy the model's folder here and give its path, or fetch it "
+            "where there is a network"
         ) from None

@@ -7,7 +7,7 @@ import signal
 import pytest
 from huggingface_hub import ModelCard
 
-from arcticjax.errors import ConfigError, DataError, Preempted
+from arcticjax.errors import ConfigError, DataError, Preempted, ResourceError
 from arcticjax.evaluate import __main__ as command
 from arcticjax.evaluate import tasks
 from arcticjax.export import readers
@@ -280,10 +280,14 @@ def test_mistakes_are_refused_before_any_work(place, no_mteb, options, message):
     assert not (place / "none").exists()
 
 
-def test_other_mistakes(place, no_mteb):
+def test_other_mistakes(place, no_mteb, monkeypatch):
     with pytest.raises(ConfigError, match="either --config or --checkpoint"):
         command.main(["--tasks", "beir:x"])
     with pytest.raises(ConfigError, match=r"--output: .*no run directory"):
         command.main(["--checkpoint", str(place / "model"), "--tasks", "beir:x"])
     with pytest.raises(DataError, match="is not a folder"):
         evaluate(place, names=["absent"], output="none")
+    (place / "file").touch()
+    monkeypatch.setattr(tasks, "score", None)  # told before any work
+    with pytest.raises(ResourceError, match=r"below.*: cannot be written: Not a directory"):
+        evaluate(place, output="file/below")

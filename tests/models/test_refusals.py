@@ -288,6 +288,13 @@ def test_lower_casing_outside_the_tokenizer_is_refused(folder):
         load_pretrained(folder)
 
 
+@pytest.mark.parametrize("length", ["128", 0, 1.5, True, [128]])
+def test_a_length_that_is_none_is_refused(folder, length):
+    edit(folder / "sentence_bert_config.json", max_seq_length=length)
+    with pytest.raises(CheckpointError, match=r"max_seq_length is .*, not a whole number"):
+        load_pretrained(folder)
+
+
 @pytest.mark.parametrize("name", ["config.json", "1_Pooling/config.json"])
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"{", b"\xff", b"[" * 100_000])
 def test_missing_or_broken_json_is_refused(folder, name, content):
