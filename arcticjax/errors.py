@@ -7,9 +7,13 @@ line of a failed command, without a traceback: tracebacks are for bugs.
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+# What the system answers where a user, and no code, can help: whatever the file is for.
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 
 
 class ArcticError(Exception):
@@ -45,7 +49,7 @@ class NumericsError(ArcticError):
 
 
 class ResourceError(ArcticError):
-    """The disk or memory is full, or a path cannot be written."""
+    """The disk or memory is full, or a path cannot be read or written."""
 
     exit_code = 8
 
@@ -83,7 +87,8 @@ def run_cli(
     main: Callable[[], int | None], leave: Callable[[int], NoReturn] = sys.exit
 ) -> NoReturn:
     """Runs `main` and exits: 0 or its return value, or an error's exit code with its message last
-    on stderr. Errors are `ArcticError`, Ctrl-C and memory that is used up."""
+    on stderr. Errors are `ArcticError`, Ctrl-C, memory that is used up, and a file that the system
+    does not let be read or written."""
     try:
         code = main() or 0
     except ArcticError as error:
@@ -95,6 +100,17 @@ def run_cli(
         said = f": {error}" if str(error) else ""
         print(f"error: interrupted{said}", file=sys.stderr, flush=True)
         code = 130
+    except OSError as error:
+        if error.errno not in _FORBIDDEN:
+            raise
+        sys.stdout.flush()
+        print(
+            f"error: {error.filename or 'a file'}: {error.strerror}. Check its permissions and the "
+            "room on its disk, then run the same command again",
+            file=sys.stderr,
+            flush=True,
+        )
+        code = ResourceError.exit_code
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise

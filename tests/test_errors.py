@@ -1,5 +1,7 @@
 """The command line turns what a user can cause into an exit code and one message."""
 
+import errno
+
 import jax
 import pytest
 
@@ -34,8 +36,21 @@ def test_memory_that_is_used_up_is_8_and_says_what_to_lower(error, shown, capsys
         assert field in said
 
 
+def test_a_file_that_may_not_be_touched_is_8_and_named(capsys):
+    for number in (errno.EACCES, errno.EROFS, errno.ENOSPC):
+        code, said = code_of(OSError(number, "not allowed", "some/file"), capsys)
+        assert code == 8 and said.startswith("error: some/file: not allowed. Check its permissions")
+        assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize(
-    "bug", [RuntimeError("a bug"), jax.errors.JaxRuntimeError("INTERNAL: a bug"), ValueError()]
+    "bug",
+    [
+        RuntimeError("a bug"),
+        jax.errors.JaxRuntimeError("INTERNAL: a bug"),
+        ValueError(),
+        FileNotFoundError(errno.ENOENT, "no such file", "some/file"),
+    ],
 )
 def test_a_bug_keeps_its_traceback(bug):
     def fail():

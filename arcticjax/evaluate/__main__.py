@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,9 +128,9 @@ def _parser() -> errors.ArgumentParser:
 
 
 def _output(given: str | None, model: str) -> Path:
-    if given is None and not (Path(model).expanduser() / "checkpoints").is_dir():
+    if given is None and not os.path.isdir(Path(os.path.expanduser(model), "checkpoints")):
         raise errors.ConfigError(f"--output: {model} is no run directory on a disk; say where")
-    output = Path(given or Path(model) / FOLDER).expanduser()
+    output = Path(os.path.expanduser(given or Path(model, FOLDER)))
     if output.exists() and not output.is_dir():
         raise errors.ConfigError(f"--output {output}: is a file; name a folder")
     return output

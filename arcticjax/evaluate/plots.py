@@ -45,8 +45,8 @@ def draw_scores(rows: Sequence[Row], published: Mapping[str, Mapping[str, float]
     return _png(figure)
 
 
-def draw_sizes(sizes: Sequence[tuple[str, int, int, float]]) -> bytes:
-    """PNG: bytes per vector, on a logarithmic axis, against nDCG@10."""
+def draw_sizes(name: str, sizes: Sequence[tuple[str, int, int, float]]) -> bytes:
+    """PNG: bytes per vector, on a logarithmic axis, against nDCG@10 of the score `name`."""
     figure, axes = _figure(8.0, 4.2)
     for kind, colour in KINDS.items():
         rows = [row for row in sizes if row[0].partition("@")[0] == kind]
@@ -75,6 +75,7 @@ def draw_sizes(sizes: Sequence[tuple[str, int, int, float]]) -> bytes:
     axes.set_ylim(max(min(values) - margin, 0.0), min(max(values) + margin, 1.0))
     axes.set_xlabel("bytes per vector (the number at a point: its dimensions)", color=INK)
     axes.set_ylabel("nDCG@10", color=INK)
+    axes.set_title(name, color=INK, fontsize=10, parse_math=False)
     axes.legend(frameon=False, loc="lower right")
     return _png(figure)
 

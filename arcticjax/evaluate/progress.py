@@ -74,8 +74,9 @@ class Progress:
         """What is left, in words: until something was reached, of encoding alone, since loading,
         compiling and searching cannot be measured ahead."""
         left = self.left()
-        rounded_up = None if left is None else math.ceil(left)
-        return f"about {seconds(rounded_up)}" + ("" if self._reached() else " of encoding")
+        if left is None:
+            return "an unknown time"
+        return f"about {seconds(math.ceil(left))}" + ("" if self._reached() else " of encoding")
 
     def begin(self, task: str, texts: int | None) -> None:
         """A task is begun; `texts` are to be encoded, None if not known."""
@@ -123,6 +124,6 @@ class Progress:
         return (self._works.get(self._task) or 0.0) * min(1.0, self._encoded / self._texts)
 
 
-def seconds(value: float | None) -> str:
-    """A duration as h:mm:ss, `?` if unknown."""
-    return "?" if value is None else str(datetime.timedelta(seconds=round(value)))
+def seconds(value: float) -> str:
+    """A duration as h:mm:ss."""
+    return str(datetime.timedelta(seconds=round(value)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -43,6 +44,13 @@ class Record:
     seconds: float
 
 
+def prepare(output: Path) -> None:
+    """Makes the folder of records; ResourceError, before any work, if it cannot be written."""
+    probe = output / FOLDER / ".writable"
+    write_bytes(probe, b"")
+    probe.unlink()
+
+
 def read(output: Path, identity: Identity) -> Record | None:
     """The record of a finished task; None if there is none of this identity."""
     try:
@@ -82,7 +90,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             "another --output, then run the same command again"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _file(output: Path, task: str) -> Path:

@@ -213,7 +213,7 @@ def _pictures(about: About, summary: Summary, comparison: Comparison | None) -> 
     found = {SCORES_PLOT: plots.draw_scores(rows, comparison.by_task if comparison else {})}
     if len(about.compressions) > 1 and rows[-1].compressed:
         found[SIZES_PLOT] = plots.draw_sizes(
-            sizes(about.compressions, about.width, rows[-1].compressed)
+            rows[-1].name, sizes(about.compressions, about.width, rows[-1].compressed)
         )
     return found
 

@@ -97,6 +97,8 @@ def run(request: Request, mesh: Mesh) -> None:
         Peers(request.peer_seconds, request.output),
         jax.set_mesh(mesh),
     ):
+        if talk:
+            records.prepare(request.output)
         pending = [one for one in wanted if one.name not in finished]
         shown = _announce(about, pending, finished, embedder, source.contract, talk)
         for one in pending:
@@ -161,11 +163,13 @@ def _announce(
         shown.say(f"resumes {len(finished)} finished: {', '.join(finished)}")
     if pending:
         known = [size[0] for size in sizes.values() if size]
-        more = "" if len(known) == len(sizes) else " and those of tasks of unknown size"
+        texts = [f"{sum(known):,} texts"] if known else []
+        if len(known) < len(sizes):
+            texts.append("those of tasks of unknown size")
         devices = embedder.shapes()["devices"]
         shown.say(
             f"takes   {shown.estimate()} for {len(pending)} "
-            f"task{'s' if len(pending) > 1 else ''}, {sum(known):,} texts{more}, at {rate:,.0f} "
+            f"task{'s' if len(pending) > 1 else ''}, {' and '.join(texts)}, at {rate:,.0f} "
             f"characters/s measured on {devices} device{'s' if devices > 1 else ''}; loading, "
             "compiling and searching come on top and are counted from the first texts on"
         )

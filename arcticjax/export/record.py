@@ -85,7 +85,7 @@ def run_facts(run: Path, step: int) -> Facts:
             name: {
                 key: value
                 for key, value in getattr(config, name).model_dump().items()
-                if key not in _LEFT_OUT.get(name, ())
+                if key not in _LEFT_OUT.get(name, ()) and value is not None
             }
             for name in _SECTIONS
         }

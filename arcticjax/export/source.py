@@ -82,9 +82,9 @@ def open_source(
             raise ConfigError(f"pooling: {text} is a run, which states its pooling; leave it out")
         bucket = Bucket(text, "run")
         return _open_run(_bring_run(bucket), step, bucket)
-    folder = Path(text).expanduser()
+    folder = Path(os.path.expanduser(text))
     # An empty name would be the current folder.
-    if text and (folder / CHECKPOINTS).is_dir():
+    if text and os.path.isdir(folder / CHECKPOINTS):
         if pooling is not None:
             raise ConfigError(f"pooling: {text} is a run, which states its pooling; leave it out")
         return _open_run(folder, step)

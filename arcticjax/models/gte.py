@@ -57,7 +57,7 @@ def read(config: ConfigReader) -> dict[str, Any]:
     config.fixed("is_decoder", False)
     fields = config.sizes(_SIZES)
     theta = 10_000.0 if config.content.get("model_type") == "new" else 160_000.0
-    head_size = fields["hidden_size"] // fields["num_heads"]
+    head_size = max(1, fields["hidden_size"] // fields["num_heads"])  # the spec refuses 0
     return {
         **fields,
         "type_vocab_size": config.size("type_vocab_size", least=0, absent=1),

@@ -20,6 +20,9 @@ SIZES = {
 }
 
 _REQUIRED = object()
+# Beyond what any encoder has, so that arithmetic with what is read stays within its types.
+_SIZE_LIMIT = 2**31
+_NUMBER_LIMIT = 1e15
 
 
 class ConfigReader:
@@ -45,11 +48,12 @@ class ConfigReader:
         value = self.content.get(key)
         if value is None and absent is not None:
             return absent
-        if type(value) is int and value >= least:
+        if type(value) is int and least <= value < _SIZE_LIMIT:
             return value
         state = f"is {value!r}" if key in self.content else "is missing"
         self.problems.append(
-            f"{key} {state}, expected a {'positive' if least else 'non-negative'} integer"
+            f"{key} {state}, expected a {'positive' if least else 'non-negative'} integer below "
+            f"{_SIZE_LIMIT}"
         )
         return 1
 
@@ -58,15 +62,15 @@ class ConfigReader:
         key: str,
         absent: float,
         *,
-        below: float = float("inf"),
+        below: float = _NUMBER_LIMIT,
         within: Mapping[str, Any] | None = None,
     ) -> float:
-        """A positive number; `within`: the part of the file to look in, if not all of it."""
+        """A positive number `below` a limit; `within`: the part of the file to look in, if not all
+        of it."""
         value = (self.content if within is None else within).get(key, absent)
         if type(value) in (int, float) and 0 < value < below:
             return float(value)
-        bounds = "a positive number" if below == float("inf") else f"a number between 0 and {below}"
-        self.problems.append(f"{key} is {value!r}, expected {bounds}")
+        self.problems.append(f"{key} is {value!r}, expected a number between 0 and {below:g}")
         return absent
 
     def fixed(self, key: str, *values: Any, absent: Any = _REQUIRED) -> None:

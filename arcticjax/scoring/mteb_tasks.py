@@ -26,7 +26,8 @@ def named_task(name: str) -> Any:
         return mteb.get_task(name, eval_splits=_SPLITS.get(name))
     except KeyError as error:
         raise ConfigError(
-            f"task mteb:{name}: {str(error.args[0]).removeprefix('KeyError: ')}"
+            f"task mteb:{name}: {str(error.args[0]).removeprefix('KeyError: ')} "
+            "Names are those of `mteb.get_tasks()`"
         ) from None
 
 

@@ -7,7 +7,7 @@ import signal
 import pytest
 from huggingface_hub import ModelCard
 
-from arcticjax.errors import ConfigError, DataError, Preempted
+from arcticjax.errors import ConfigError, DataError, Preempted, ResourceError
 from arcticjax.evaluate import __main__ as command
 from arcticjax.evaluate import tasks
 from arcticjax.export import readers
@@ -241,8 +241,8 @@ def test_a_run_by_its_config(tmp_path, no_mteb, capsys):
     """The config names run and tasks; the run's own scores come out again."""
     from arcticjax.train import run as training
 
-    changes = {"train.total_steps": 2, "data.query_length": 32, "export.enabled": False}
-    config = tiny.run_config(tmp_path, **changes)
+    changes = {"train.total_steps": 2, "optimizer.warmup_steps": 1, "data.query_length": 32}
+    config = tiny.run_config(tmp_path, **changes, **{"export.enabled": False})
     from arcticjax.config import load_config
 
     training.run(load_config(config, []))
@@ -280,10 +280,14 @@ def test_mistakes_are_refused_before_any_work(place, no_mteb, options, message):
     assert not (place / "none").exists()
 
 
-def test_other_mistakes(place, no_mteb):
+def test_other_mistakes(place, no_mteb, monkeypatch):
     with pytest.raises(ConfigError, match="either --config or --checkpoint"):
         command.main(["--tasks", "beir:x"])
     with pytest.raises(ConfigError, match=r"--output: .*no run directory"):
         command.main(["--checkpoint", str(place / "model"), "--tasks", "beir:x"])
     with pytest.raises(DataError, match="is not a folder"):
         evaluate(place, names=["absent"], output="none")
+    (place / "file").touch()
+    monkeypatch.setattr(tasks, "score", None)  # told before any work
+    with pytest.raises(ResourceError, match=r"below.*: cannot be written: Not a directory"):
+        evaluate(place, output="file/below")

@@ -58,4 +58,4 @@ def test_an_unknown_size_is_said_and_others_are_silent():
     shown.begin("a", None)
     shown.encoded(5)
     assert shown.left() is None and not stream.getvalue()
-    assert seconds(None) == "?" and seconds(3661.2) == "1:01:01"
+    assert shown.estimate() == "an unknown time" and seconds(3661.2) == "1:01:01"

@@ -337,26 +337,45 @@ def test_checkpoints_with_heads_and_poolers_are_read(case):
         from_hf_state(spec, tensors | {"other.weight": np.zeros(3, np.float32)})
 
 
+# Tokens of the long text: all that BERT takes; of m-long, past the trained positions.
+LONG = {"xs": 512, "s": 512, "m": 512, "l": 512, "m-long": 2200}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["m-long", "m-v2", "l-v2", "modernbert-base"])
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "preset", ["xs", "s", "m", "l", "m-long", "m-v2", "l-v2", "modernbert-base"]
+)
 def test_true_shapes_equal_torch(preset):
-    """Vectors of one short and one longer text in a row, random weights of the true shape."""
+    """Vectors of a short and a long text packed in a row, and of a short and a middling one padded,
+    by both sides; random weights of the true shape."""
     spec = PRESETS[preset]
     model = torch_model(spec, deviation=0.03)
     params = from_torch(spec, model)
-    lengths = {"m-long": (30, 2200)}.get(preset, (30, 700))
-    tokens_RS = np.random.default_rng(0).integers(2, 30_000, (1, sum(lengths))).astype(np.int32)
-    starts_RK, lengths_RK = np.array([[0, 30]], np.int32), np.array([lengths], np.int32)
-    got_KD = jax.jit(functools.partial(Encoder(spec).embed, pooling="mean"))(
-        params, tokens_RS, starts_RK, lengths_RK
-    )[0]
-    for slot, place in enumerate((slice(0, 30), slice(30, sum(lengths)))):
+    tokens = np.random.default_rng(0).integers(2, 30_000, 3000).astype(np.int32)
+    embed = jax.jit(functools.partial(Encoder(spec).embed, pooling="mean"))
+
+    def torch_vectors(tokens_RS, lengths):
+        mask_RS = torch.arange(tokens_RS.shape[1]) < torch.tensor(lengths)[:, None]
         with torch.no_grad():
-            states_SD = model(input_ids=torch.tensor(tokens_RS[:, place]).long())[0][0]
-        expected_D = torch.nn.functional.normalize(states_SD.mean(0), dim=0).numpy()
-        difference = np.abs(got_KD[slot] - expected_D).max()
-        print(f"{preset}, {lengths[slot]} tokens: largest difference {difference:.2e}")
-        assert difference <= 1e-5
+            states_RSD = model(torch.tensor(tokens_RS).long(), attention_mask=mask_RS.long())[0]
+        sums_RD = (states_RSD * mask_RS[:, :, None]).sum(1)
+        return torch.nn.functional.normalize(sums_RD, dim=1).numpy()
+
+    # padded before long: transformers keeps the frequencies of the longest text it has seen
+    short, middling, long = 30, 450, LONG.get(preset, 700)
+    padded_RS = np.full((2, middling), spec.pad_token_id, np.int32)
+    padded_RS[0, :short], padded_RS[1] = tokens[:short], tokens[short : short + middling]
+    got_RD = embed(params, padded_RS, np.array([[0], [0]]), np.array([[short], [middling]]))[:, 0]
+    differences = {"padded": np.abs(got_RD - torch_vectors(padded_RS, [short, middling])).max()}
+    packed_RS = tokens[None, : short + long]
+    got_KD = embed(params, packed_RS, np.array([[0, short]]), np.array([[short, long]]))[0]
+    for got_D, place in ((got_KD[0], slice(0, short)), (got_KD[1], slice(short, short + long))):
+        alone_RS = packed_RS[:, place]
+        size = alone_RS.shape[1]
+        differences[f"{size} tokens"] = np.abs(got_D - torch_vectors(alone_RS, [size])[0]).max()
+    print(preset, *(f"{name}: {value:.1e}" for name, value in differences.items()), sep=", ")
+    assert max(differences.values()) <= 1e-5
 
 
 @pytest.mark.slow

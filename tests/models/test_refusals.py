@@ -13,12 +13,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from arcticjax.errors import ArcticError, CheckpointError
+from arcticjax.models.families import FAMILIES
 from arcticjax.models.hf_mapping import to_hf_state, to_original_config
 from arcticjax.models.pretrained import load_pretrained
 from arcticjax.models.resolve import resolve
 from arcticjax.models.safe_weights import read_header, read_weights
+from arcticjax.models.spec import ModelSpec
 from tests.models.family_specs import SPECS
-from tests.models.folders import MINILM, WORDS, edit, random_params, tokenizer_json, write
+from tests.models.folders import MINILM, SPEC, WORDS, edit, random_params, tokenizer_json, write
 
 
 class _Malice:
@@ -194,13 +196,36 @@ def test_weights_of_another_shape_are_refused(folder):
     assert str(folder) in str(caught.value)
 
 
-@pytest.mark.parametrize("size", [2**20, 2**70])
+@pytest.mark.parametrize("size", [2**20, 2**31 - 1, 2**31, 10**400])
 @pytest.mark.parametrize("field", ["vocab_size", "intermediate_size", "num_hidden_layers"])
 def test_a_config_of_a_giant_takes_no_memory(folder, field, size):
     edit(folder / "config.json", **{field: size})
-    with pytest.raises(CheckpointError, match=r"the config describes .* numbers") as caught:
+    what = "the config describes .* numbers" if size < 2**31 else f"{field} is .* below 2147483648"
+    with pytest.raises(CheckpointError, match=what) as caught:
         load_pretrained(folder)
     assert str(folder) in str(caught.value)
+
+
+ODD = (None, True, -1, 0, 1.5, 1e308, 1e-400, float("nan"), float("inf"), 2**63, 10**400, "", "x")
+ODD += ([], [1], [{}], {}, {"a": 1}, {"rope_type": "ntk", "factor": 10**400}, {"factor": "x"})
+
+
+@pytest.mark.parametrize("original", [False, True])
+@pytest.mark.parametrize("family", ["bert", *SPECS])
+def test_any_value_in_a_config_is_read_or_refused(family, original):
+    if original and FAMILIES[family].original is None:
+        return
+    spec = SPECS.get(family, SPEC)
+    config = to_original_config(spec) if original else spec.to_hf()
+    more = ("auto_map", "head_dim", "hidden_act", "layer_types", "rope_scaling", "rope_theta")
+    for key in {*config, *more}:
+        changed = [config | {key: value} for value in ODD]
+        changed.append({name: value for name, value in config.items() if name != key})
+        for content in changed:
+            try:
+                ModelSpec.from_hf(content)
+            except CheckpointError as error:
+                assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize(
@@ -242,6 +267,7 @@ def test_module_paths_stay_in_the_folder(folder, absolute):
         {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
         {"pooling_mode": ["cls", "mean"]},
         {"pooling_mode": "weightedmean"},
+        {"pooling_mode": [{}]},
         {"pooling_mode_cls_token": False},
         {"word_embedding_dimension": 9, "pooling_mode_cls_token": True},
         {"pooling_mode_cls_token": True, "include_prompt": False},
@@ -259,6 +285,13 @@ def test_lower_casing_outside_the_tokenizer_is_refused(folder):
     words = [*WORDS[:-2], "A", "IN"]
     write(folder / "tokenizer.json", tokenizer_json(words, lowercase=False))
     with pytest.raises(CheckpointError, match="do_lower_case"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("length", ["128", 0, 1.5, True, [128]])
+def test_a_length_that_is_none_is_refused(folder, length):
+    edit(folder / "sentence_bert_config.json", max_seq_length=length)
+    with pytest.raises(CheckpointError, match=r"max_seq_length is .*, not a whole number"):
         load_pretrained(folder)
 
 

@@ -116,3 +116,11 @@ def test_the_commit_of_a_copy_from_the_hub_is_told(tmp_path):
     assert revision_of(tmp_path / "models--owner--model" / "snapshots" / commit) == commit
     assert revision_of(tmp_path / "snapshots" / "mine") is None
     assert revision_of(tmp_path / commit) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["~nobody-of-this-name/model", "a" * 5000, "a\0b", "a/b/c", "", " "]
+)
+def test_what_can_be_no_path_is_no_such_folder(name):
+    with pytest.raises(ConfigError, match="no such folder, and not a hub name"):
+        resolve(name)

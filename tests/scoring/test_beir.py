@@ -81,6 +81,7 @@ BAD_FILES = [
     ("queries.jsonl", '{"_id": "q1", "text": " "}\n', r"queries\.jsonl:1: the query 'q1' is empty"),
     ("qrels.tsv", "q1\td1\t1\n", r"qrels\.tsv:1: the header is missing"),
     ("qrels.tsv", GOOD_HEAD, r"qrels\.tsv: holds no judgements"),
+    ("qrels.tsv", GOOD_HEAD + "q1\td1\t0\n", r"qrels\.tsv: no score is above 0"),
     (
         "qrels.tsv",
         GOOD_HEAD + "q1 d1 1\n",

@@ -271,6 +271,8 @@ def test_the_reverse_takes_one_folder(run, tmp_path):
     ):
         with pytest.raises(ConfigError, match=rf"{extra[0]}: has no meaning with --reverse"):
             main([*command, *extra])
+    with pytest.raises(ConfigError, match=r"is a run, .* without --reverse"):
+        main(["--reverse", "--checkpoint", str(run), "--output", str(tmp_path / "in")])
     # Proof needs sentence-transformers, which this module has put out of reach.
     with pytest.raises(CheckpointError, match=r"install arcticjax\[convert\]"):
         main(command)

@@ -87,7 +87,7 @@ def _export(options: argparse.Namespace, output: Path) -> tuple[str, Certificate
 def _import(options: argparse.Namespace, output: Path) -> tuple[str, Certificate]:
     """A sentence-transformers folder to one that a run can start from."""
     from arcticjax.export.certificate import import_certified
-    from arcticjax.export.source import open_source
+    from arcticjax.export.source import CHECKPOINTS, open_source
     from arcticjax.models.resolve import resolve
 
     given = {
@@ -107,6 +107,11 @@ def _import(options: argparse.Namespace, output: Path) -> tuple[str, Certificate
         )
     name = options.checkpoint[0]
     folder = resolve(name)
+    if (folder / CHECKPOINTS).is_dir():
+        raise ConfigError(
+            f"{name}: is a run, whose checkpoints are converted without --reverse; a run goes on "
+            "by its own command, and another may start from its export"
+        )
     if not (folder / "modules.json").is_file():
         raise ConfigError(
             f"{name}: has no modules.json, so it is no sentence-transformers folder and nothing "
