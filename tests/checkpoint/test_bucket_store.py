@@ -50,9 +50,11 @@ def of_step(store, step):
     return store.below(f"{ROOT}/{step}/")
 
 
-@pytest.mark.parametrize("late", [pytest.param(0, marks=pytest.mark.slow), 3])
-def test_another_machine_restores_the_newest_and_old_ones_go(store, tmp_path, late):
-    store.late = late
+@pytest.mark.parametrize(
+    ("scheme", "late"), [pytest.param("s3", 0, marks=pytest.mark.slow), ("s3", 3), ("gs", 0)]
+)
+def test_another_machine_restores_the_newest_and_old_ones_go(store, tmp_path, scheme, late):
+    store.scheme, store.late = scheme, late
     assert restored(store, tmp_path / "a") is None
     save(store, tmp_path / "a", 1, 2, 3, keep=2)
     assert restored(store, tmp_path / "b") == 3
@@ -131,7 +133,9 @@ def test_a_copy_here_that_differs_is_not_believed(store, tmp_path):
     assert restored(store, tmp_path / "a") == 1
 
 
-def test_what_is_of_a_given_up_part_of_the_run_is_renamed(store, tmp_path):
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_what_is_of_a_given_up_part_of_the_run_is_renamed(store, tmp_path, scheme):
+    store.scheme = scheme
     save(store, tmp_path / "a", 1, 2, keep=3)
     with opened(store, tmp_path / "b", 3) as checkpoints:
         checkpoints.restore(TARGET, 1)
@@ -178,13 +182,15 @@ def test_a_store_that_is_away_is_no_damage(store, tmp_path):
     assert restored(store, tmp_path / "b") == 1
 
 
-def test_verify_looks_and_leaves_nothing(store, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_verify_looks_and_leaves_nothing(store, tmp_path, capsys, monkeypatch, scheme):
+    store.scheme = scheme
     monkeypatch.chdir(tmp_path)
     save(store, tmp_path / "a", 1, 2)
     before = dict(store.objects)
     assert command.main(["verify", store.address("b/run")]) == 0
     assert command.main(["verify", store.address("b/run/checkpoints")]) == 0
-    assert "s3://b/run/checkpoints: all good; the run would go on from step 2" in (
+    assert f"{scheme}://b/run/checkpoints: all good; the run would go on from step 2" in (
         capsys.readouterr().out
     )
     _flip(store, next(name for name in of_step(store, 2) if "/d/" in name))
