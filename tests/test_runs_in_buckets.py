@@ -166,11 +166,17 @@ def test_mistakes(store, tmp_path):
     ].replace(b"river", b"lake")
     with pytest.raises(CheckpointError, match="s3://b/run/tokenizer: is not the tokenizer"):
         open_source(store.address("b/run"))
-    store.objects["b/run/export/../../../escaped.json"] = b"{}"
     store.buckets = {"other"}
     for action in (open_source, load_pretrained, lambda one: checkpoint.main(["verify", one])):
         with pytest.raises((StoreError, ConfigError), match="s3://b/run"):
             action(store.address("b/run"))
+
+
+def test_a_name_that_leads_elsewhere_is_not_followed(store, tmp_path):
+    store.objects["b/run/export/../../../../escaped.json"] = b"{}"
+    with pytest.raises((ConfigError, StoreError)):
+        load_pretrained(store.address("b/run/export"))
+    assert not list(tmp_path.rglob("escaped.json"))
 
 
 def test_a_model_whose_copy_broke_off_is_copied_again(store):

@@ -117,7 +117,9 @@ def mirrored(store, tmp_path, monkeypatch):
 
 
 def until(condition):
+    deadline = time.monotonic() + 120
     while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
