@@ -28,7 +28,11 @@ _LONGEST_WAIT_SECONDS = 60.0
 _REQUEST_SECONDS = 120  # for a part of a large object on a slow line, too
 _ALL_TRIES_SECONDS = 300
 _CHUNK = 8 << 20  # bytes; what a dropped connection costs
-_QUERY = ("endpoint_override", "region", "scheme")
+# What may follow the ? of an address.
+_QUERY = {
+    "s3": ("endpoint_override", "region", "scheme"),
+    "gs": ("endpoint_override", "scheme"),
+}
 # Of a read that broke off after its answer had begun, which the client does not repeat.
 _BROKEN_OFF = "response body"
 _Found = TypeVar("_Found")
@@ -79,13 +83,15 @@ class Bucket:
     """
 
     def __init__(self, address: str, field: str) -> None:
-        """address: `s3://BUCKET/PLACE`, with `?endpoint_override=HOST:PORT&scheme=http&region=..`
-        for other stores with S3's interface, or `gs://BUCKET/PLACE`. field: what gave it, for
-        messages. Raises ConfigError for one that is none."""
+        """address: `s3://BUCKET/PLACE` or `gs://BUCKET/PLACE`, with
+        `?endpoint_override=HOST:PORT&scheme=http` for other stores with the same interface, and
+        `&region=..` for s3://. field: what gave it, for messages. Raises ConfigError for one that
+        is none."""
         parts = urlsplit(address)
         self.address = f"{parts.scheme}://{parts.netloc}/{parts.path.strip('/')}".rstrip("/")
         query = dict(parse_qsl(parts.query))
-        unknown = sorted(set(query) - set(_QUERY))
+        known = _QUERY.get(parts.scheme, ())
+        unknown = sorted(set(query) - set(known))
         if "@" in parts.netloc or any("key" in name or "secret" in name for name in unknown):
             raise ConfigError(
                 f"{field}: the address holds credentials, which would be kept with the run; put "
@@ -93,10 +99,10 @@ class Bucket:
             )
         if parts.scheme not in SCHEMES or not parts.netloc:
             raise ConfigError(f"{field}: {self.address} is no address of a bucket (s3://, gs://)")
-        if unknown or (query and parts.scheme != "s3"):
+        if unknown:
             raise ConfigError(
                 f"{field}: {self.address}?{parts.query}: what follows the ? may be "
-                f"{', '.join(_QUERY)}, for s3:// only"
+                f"{', '.join(known)} for {parts.scheme}://"
             )
         self._store = _open(parts.scheme, parts.netloc, query)
         self._place = parts.path.strip("/")
@@ -159,18 +165,20 @@ class Bucket:
         import obstore
 
         prefix = self._key(folder) or None
-        listed = self._ask(
-            folder, lambda: [one for page in obstore.list(self._store, prefix) for one in page]
-        )
+        with self._in_a_bucket():
+            listed = self._ask(
+                folder, lambda: [one for page in obstore.list(self._store, prefix) for one in page]
+            )
         return sorted(map(self._found, listed), key=lambda one: one.name)
 
     def folders(self, folder: str) -> list[str]:
         """Names of the folders in a folder; recent ones may be missing in some stores."""
         import obstore
 
-        listed = self._ask(
-            folder, lambda: obstore.list_with_delimiter(self._store, self._key(folder))
-        )
+        with self._in_a_bucket():
+            listed = self._ask(
+                folder, lambda: obstore.list_with_delimiter(self._store, self._key(folder))
+            )
         return sorted(path.rstrip("/").rpartition("/")[2] for path in listed["common_prefixes"])
 
     def delete(self, names: Iterable[str]) -> None:
@@ -198,12 +206,19 @@ class Bucket:
 
         key = self._key(name)
         try:
-            done = self._ask(name, lambda: obstore.put(self._store, key, content, mode=mode))
+            with self._in_a_bucket():
+                done = self._ask(name, lambda: obstore.put(self._store, key, content, mode=mode))
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
             raise Taken(f"{self.address}/{name}: {_one_line(error)}") from None
+        return Version(done["e_tag"], done["version"])
+
+    @contextlib.contextmanager
+    def _in_a_bucket(self) -> Iterator[None]:
+        # Where nothing is named that might be missing, the bucket is.
+        try:
+            yield
         except FileNotFoundError:
             raise StoreError(f"{self.address}: there is no such bucket; make it") from None
-        return Version(done["e_tag"], done["version"])
 
     def _key(self, name: str) -> str:
         return "/".join(part for part in (self._place, name) if part)
@@ -250,12 +265,13 @@ def _open(scheme: str, bucket: str, query: Mapping[str, str]) -> Any:
             },
         },
     }
-    if scheme == "gs":
-        return store.GCSStore(bucket, **common)
     config: Any = {}
     if "endpoint_override" in query:
-        config["endpoint"] = f"{query.get('scheme', 'https')}://{query['endpoint_override']}"
+        endpoint = f"{query.get('scheme', 'https')}://{query['endpoint_override']}"
+        config["endpoint" if scheme == "s3" else "base_url"] = endpoint
         common["client_options"]["allow_http"] = query.get("scheme") == "http"
+    if scheme == "gs":
+        return store.GCSStore(bucket, config=config, **common)
     if "region" in query:
         config["region"] = query["region"]
     return store.S3Store(bucket, config=config, **common)

@@ -154,8 +154,12 @@ def _copy(source: IO[str], prefix: str, out: TextIO, lock: threading.Lock) -> No
     with source:
         for line in source:
             with lock:
-                out.write(prefix + line.rstrip("\n") + "\n")
-                out.flush()
+                try:
+                    out.write(prefix + line.rstrip("\n") + "\n")
+                    out.flush()
+                except BrokenPipeError:
+                    # Who read it has gone. The run goes on, so its pipe must still be emptied.
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -187,8 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.processes < 1:
         raise ConfigError(f"--processes: {options.processes} is not 1 or more")
-    if options.gpus_each < 0 or options.grace_seconds < 0:
-        raise ConfigError("--gpus-each and --grace-seconds are 0 or more")
+    if options.gpus_each < 0 or not 0 <= options.grace_seconds <= threading.TIMEOUT_MAX:
+        raise ConfigError("--gpus-each and --grace-seconds are 0 or more, and finite")
     check_no_secret(options.command)
     if options.dry_run:
         for own in environments(options.processes, options.gpus_each):

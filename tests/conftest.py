@@ -53,16 +53,10 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def bucket_store(monkeypatch):
-    """An object store on loopback, of which this process and those it starts have credentials; this
-    one does not wait long before it asks again."""
-    from arcticjax import buckets
+    """An object store on loopback; see `object_store.at_hand`."""
     from tests import object_store
 
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "canary-id")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-secret")
-    monkeypatch.setattr(buckets, "_FIRST_WAIT_SECONDS", 0.001)
-    monkeypatch.setattr(buckets, "_LONGEST_WAIT_SECONDS", 0.002)
-    with object_store.serve() as store:
+    with object_store.at_hand(monkeypatch) as store:
         yield store
 
 

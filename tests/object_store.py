@@ -16,6 +16,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape, unescape
 
+import pytest
+
+from arcticjax import buckets
+
 _CODES = {
     403: "AccessDenied",
     404: "NoSuchKey",
@@ -31,7 +35,7 @@ class Store:
     """objects: content by bucket/name. fault: what to do with a request (its number from 0, method,
     bucket/name): None, a status, or "drop" for a connection that breaks off in the middle; a
     faulty request changes nothing. hidden: names that are not listed yet. late: how many listings
-    do not yet show what was written or deleted since."""
+    do not yet show what was written or deleted since. scheme: whose interface it is asked by."""
 
     objects: dict[str, bytes] = field(default_factory=dict)
     fault: Callable[[int, str, str], int | str | None] = lambda number, method, path: None
@@ -39,6 +43,7 @@ class Store:
     late: int = 0
     requests: list[tuple[str, str]] = field(default_factory=list)
     port: int = 0
+    scheme: str = "s3"
     buckets: set[str] | None = None  # None: every bucket exists
     times: dict[str, float] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -48,10 +53,9 @@ class Store:
     _listed: list[tuple[int, dict[str, bytes]]] = field(default_factory=list)
 
     def address(self, name: str) -> str:
-        return f"s3://{name}?scheme=http&endpoint_override=127.0.0.1:{self.port}&region=here"
-
-    def google(self, name: str) -> str:
-        return f"gs://{name}?scheme=http&endpoint_override=127.0.0.1:{self.port}"
+        region = "&region=here" if self.scheme == "s3" else ""
+        place = f"{self.scheme}://{name}?scheme=http"
+        return f"{place}&endpoint_override=127.0.0.1:{self.port}{region}"
 
     def below(self, prefix: str) -> list[str]:
         with self.lock:
@@ -76,6 +80,19 @@ class Store:
             self._listings += 1
             del self._listed[: -self.late - 1]
             return {k: v for k, v in self._listed[0][1].items() if k not in self.hidden}
+
+
+@contextmanager
+def at_hand(patch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A store of which this process and those it starts have credentials; this one does not wait
+    long before it asks again."""
+    patch.setenv("AWS_ACCESS_KEY_ID", "canary-id")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "canary-secret")
+    patch.setenv("GOOGLE_BEARER_TOKEN", "canary-token")
+    patch.setattr(buckets, "_FIRST_WAIT_SECONDS", 0.001)
+    patch.setattr(buckets, "_LONGEST_WAIT_SECONDS", 0.002)
+    with serve() as store:
+        yield store
 
 
 @contextmanager

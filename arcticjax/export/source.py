@@ -19,6 +19,7 @@ from arcticjax.checkpoint import mirror
 from arcticjax.checkpoint.store import CheckpointStore
 from arcticjax.config.contract import TextContract
 from arcticjax.errors import CheckpointError, ConfigError
+from arcticjax.models.bucket_model import holds_model
 from arcticjax.models.encoder import Encoder
 from arcticjax.models.pretrained import load_pretrained, read_json
 from arcticjax.models.spec import ModelSpec, Pooling
@@ -69,25 +70,25 @@ class Source:
 def open_source(
     name: str | os.PathLike[str], *, step: int | None = None, pooling: Pooling | None = None
 ) -> Source:
-    """Reads a run directory (at `step`, default the newest good one), on a disk or in a bucket, a
-    model folder or a hub name.
+    """Reads a run directory (at `step`, default the newest good one) or a model folder, on a disk
+    or in a bucket, or a hub name.
 
     `pooling` is for plain Hugging Face folders, which do not state it. A run is only read, also
     while it goes on. Raises ConfigError for options that do not apply and CheckpointError for
     damaged or foreign files.
     """
     text = os.fspath(name)
+    folder, bucket = Path(os.path.expanduser(text)), None
     if is_address(text):
+        bucket = Bucket(text, "checkpoint")
+        is_run = not holds_model(bucket)
+    else:
+        # An empty name would be the current folder.
+        is_run = bool(text) and os.path.isdir(folder / CHECKPOINTS)
+    if is_run:
         if pooling is not None:
             raise ConfigError(f"pooling: {text} is a run, which states its pooling; leave it out")
-        bucket = Bucket(text, "run")
-        return _open_run(_bring_run(bucket), step, bucket)
-    folder = Path(os.path.expanduser(text))
-    # An empty name would be the current folder.
-    if text and os.path.isdir(folder / CHECKPOINTS):
-        if pooling is not None:
-            raise ConfigError(f"pooling: {text} is a run, which states its pooling; leave it out")
-        return _open_run(folder, step)
+        return _open_run(folder if bucket is None else _bring_run(bucket), step, bucket)
     if step is not None:
         raise ConfigError(f"step: {text} is not a run directory (no {CHECKPOINTS}/ in it)")
     loaded = load_pretrained(text, pooling=pooling)
@@ -164,7 +165,7 @@ def _open_run(run: Path, step: int | None, bucket: Bucket | None = None) -> Sour
     expected = meta["model"].get("tokenizer_sha256")
     if expected is not None and TextTokenizer.from_file(run / TOKENIZER).sha256 != expected:
         raise CheckpointError(
-            f"{run / TOKENIZER}: is not the tokenizer that checkpoint {step} was trained with; "
+            f"{place}/{TOKENIZER}: is not the tokenizer that checkpoint {step} was trained with; "
             f"put back the one with SHA-256 {expected}"
         )
     return Source(

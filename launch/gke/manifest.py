@@ -1,7 +1,7 @@
 """A spec as Kubernetes objects: a JobSet, and the queue it waits in.
 
 Facts from the types of kubernetes-sigs/jobset (api/jobset/v1alpha2) and kubernetes-sigs/kueue
-(apis/kueue/v1beta1), and from batch/v1.
+(apis/kueue/v1beta2), and from batch/v1.
 """
 
 from __future__ import annotations
@@ -91,13 +91,13 @@ def queue(spec: GkeSpec) -> list[dict[str, Any]]:
     ]
     return [
         {
-            "apiVersion": "kueue.x-k8s.io/v1beta1",
+            "apiVersion": "kueue.x-k8s.io/v1beta2",
             "kind": "ResourceFlavor",
             "metadata": {"name": flavor},
             "spec": {"nodeLabels": _selector(spec)},
         },
         {
-            "apiVersion": "kueue.x-k8s.io/v1beta1",
+            "apiVersion": "kueue.x-k8s.io/v1beta2",
             "kind": "ClusterQueue",
             "metadata": {"name": spec.queue},
             "spec": {
@@ -112,7 +112,7 @@ def queue(spec: GkeSpec) -> list[dict[str, Any]]:
             },
         },
         {
-            "apiVersion": "kueue.x-k8s.io/v1beta1",
+            "apiVersion": "kueue.x-k8s.io/v1beta2",
             "kind": "LocalQueue",
             "metadata": {"name": spec.queue, "namespace": spec.namespace},
             "spec": {"clusterQueue": spec.queue},

@@ -50,9 +50,11 @@ def of_step(store, step):
     return store.below(f"{ROOT}/{step}/")
 
 
-@pytest.mark.parametrize("late", [pytest.param(0, marks=pytest.mark.slow), 3])
-def test_another_machine_restores_the_newest_and_old_ones_go(store, tmp_path, late):
-    store.late = late
+@pytest.mark.parametrize(
+    ("scheme", "late"), [pytest.param("s3", 0, marks=pytest.mark.slow), ("s3", 3), ("gs", 0)]
+)
+def test_another_machine_restores_the_newest_and_old_ones_go(store, tmp_path, scheme, late):
+    store.scheme, store.late = scheme, late
     assert restored(store, tmp_path / "a") is None
     save(store, tmp_path / "a", 1, 2, 3, keep=2)
     assert restored(store, tmp_path / "b") == 3
@@ -74,7 +76,7 @@ def test_an_upload_that_broke_off_is_no_step_and_is_removed(store, tmp_path):
             store.objects[name.replace("/1/", "/2/")] = content
     assert restored(store, tmp_path / "b") == 1
     save(store, tmp_path / "b", 3)
-    assert not of_step(store, 2)
+    assert not store.below(f"{ROOT}/2")  # nor set aside, as what was a step once
     assert opened(store, tmp_path / "c").steps() == [1, 3]
 
 
@@ -91,27 +93,27 @@ def _lose(store, name):
 
 
 @pytest.mark.parametrize(
-    ("damage", "which"),
+    ("damage", "which", "said"),
     [
-        (_flip, "/d/"),
-        (_lose, "MANIFEST.json"),
+        (_flip, "/d/", "SHA-256 differs"),
+        (_lose, "MANIFEST.json", "is missing"),
         *(
             pytest.param(*one, marks=pytest.mark.slow)
             for one in [
-                (_shorten, "/d/"),
-                (_lose, "/d/"),
-                (_flip, "MANIFEST.json"),
-                (_shorten, "MANIFEST.json"),
+                (_shorten, "/d/", "bytes instead of"),
+                (_lose, "/d/", "is missing"),
+                (_flip, "MANIFEST.json", "MANIFEST.json"),
+                (_shorten, "MANIFEST.json", "MANIFEST.json"),
             ]
         ),
     ],
 )
-def test_a_damaged_step_is_passed_over_and_set_aside(store, tmp_path, caplog, damage, which):
+def test_a_damaged_step_is_passed_over_and_set_aside(store, tmp_path, caplog, damage, which, said):
     save(store, tmp_path / "a", 1, 2)
     damage(store, next(name for name in of_step(store, 2) if which in name))
     with caplog.at_level(logging.WARNING):
         assert restored(store, tmp_path / "b") == 1
-    assert "step 2 in s3://b/run/checkpoints is damaged" in caplog.text
+    assert "step 2 in s3://b/run/checkpoints is damaged" in caplog.text and said in caplog.text
     assert not of_step(store, 2) and store.below(f"{ROOT}/2.bad-")
     with pytest.raises(CheckpointError, match="there is no checkpoint step 2"):
         opened(store, tmp_path / "b").restore(TARGET, 2)
@@ -120,7 +122,8 @@ def test_a_damaged_step_is_passed_over_and_set_aside(store, tmp_path, caplog, da
 def test_where_none_is_good_the_run_does_not_begin_again(store, tmp_path):
     save(store, tmp_path / "a", 1)
     _flip(store, next(name for name in of_step(store, 1) if "/d/" in name))
-    with pytest.raises(CheckpointError, match=r"no checkpoint in s3://b/run/checkpoints is intact"):
+    said = r"no checkpoint in s3://b/run/checkpoints is intact.*SHA-256"
+    with pytest.raises(CheckpointError, match=f"(?s){said}"):
         restored(store, tmp_path / "b")
 
 
@@ -131,13 +134,23 @@ def test_a_copy_here_that_differs_is_not_believed(store, tmp_path):
     assert restored(store, tmp_path / "a") == 1
 
 
-def test_what_is_of_a_given_up_part_of_the_run_is_renamed(store, tmp_path):
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_what_is_of_a_given_up_part_of_the_run_is_renamed(store, tmp_path, scheme):
+    store.scheme = scheme
     save(store, tmp_path / "a", 1, 2, keep=3)
+    believed = []
+
+    def looks(number, method, name):
+        if method == "PUT" and name.startswith(f"{ROOT}/2/"):
+            believed.append(f"{ROOT}/2/MANIFEST.json" in store.objects)
+
+    store.fault = looks
     with opened(store, tmp_path / "b", 3) as checkpoints:
         checkpoints.restore(TARGET, 1)
         checkpoints.save(2, make(5), {"seed": 5})
     assert restored(store, tmp_path / "c") == 2
     assert store.below(f"{ROOT}/2.superseded/")
+    assert believed and not any(believed)  # were the new one to break off, the old is none
 
 
 @pytest.mark.parametrize(
@@ -178,13 +191,15 @@ def test_a_store_that_is_away_is_no_damage(store, tmp_path):
     assert restored(store, tmp_path / "b") == 1
 
 
-def test_verify_looks_and_leaves_nothing(store, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_verify_looks_and_leaves_nothing(store, tmp_path, capsys, monkeypatch, scheme):
+    store.scheme = scheme
     monkeypatch.chdir(tmp_path)
     save(store, tmp_path / "a", 1, 2)
     before = dict(store.objects)
     assert command.main(["verify", store.address("b/run")]) == 0
     assert command.main(["verify", store.address("b/run/checkpoints")]) == 0
-    assert "s3://b/run/checkpoints: all good; the run would go on from step 2" in (
+    assert f"{scheme}://b/run/checkpoints: all good; the run would go on from step 2" in (
         capsys.readouterr().out
     )
     _flip(store, next(name for name in of_step(store, 2) if "/d/" in name))

@@ -7,7 +7,6 @@ import time
 from dataclasses import asdict, replace
 
 import pytest
-from obstore import store as stores
 
 from arcticjax.buckets import Bucket
 from arcticjax.checkpoint import RunDirectory, lease, lock
@@ -166,29 +165,13 @@ def test_what_cannot_be_written_is_refused_in_the_stores_words(store, tmp_path):
         RunDirectory("ftp://b/run")
 
 
-def test_google_s_stores(store, tmp_path, monkeypatch):
-    account = tmp_path / "account.json"
-    account.write_text(
-        json.dumps(
-            {
-                "gcs_base_url": f"http://127.0.0.1:{store.port}",
-                "disable_oauth": True,
-                "client_email": "",
-                "private_key": "",
-                "private_key_id": "",
-            }
-        )
-    )
-    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(account))
-    real = stores.GCSStore
-
-    def without_tls(bucket, **options):
-        return real(bucket, **{**options, "client_options": {"allow_http": True}})
-
-    monkeypatch.setattr(stores, "GCSStore", without_tls)
-    with RunDirectory("gs://b/run").claim(heartbeat_seconds=0.01) as held:
+def test_google_s_stores(store):
+    store.scheme = "gs"
+    with directory(store).claim(heartbeat_seconds=0.01) as held:
         with pytest.raises(ConfigError, match="gs://b/run is in use"):
-            RunDirectory("gs://b/run").claim()
+            directory(store).claim()
         time.sleep(0.1)
         assert not held.lost
     assert store.objects[LOCK] == b""
+    with pytest.raises(ConfigError, match=r"may be endpoint_override, scheme for gs://"):
+        RunDirectory("gs://b/run?region=here")

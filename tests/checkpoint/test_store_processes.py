@@ -1,63 +1,26 @@
 """The store in a run of 2 processes with 2 devices each, and its checkpoints outside that run."""
 
-import os
-import socket
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from arcticjax.checkpoint import CheckpointStore
+from tests.checkpoint.processes import run_two
 
 pytestmark = pytest.mark.filterwarnings("error")
-ROOT = Path(__file__).resolve().parents[2]
 
-WORKER = """
-    import logging, sys, warnings
-    from pathlib import Path
-    warnings.simplefilter("error")
-    import jax, numpy as np
-    from jax.sharding import NamedSharding, PartitionSpec
-    directory, port, rank = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    jax.distributed.initialize(f"localhost:{port}", 2, rank)
-    from jax.experimental import multihost_utils
+PROGRAM = """
+    import logging
     import arcticjax.checkpoint.store as store_module
-    from arcticjax.checkpoint import CheckpointStore
-    from arcticjax.errors import CheckpointError, ConfigError, ResourceError
-    logging.getLogger("arcticjax").addHandler(logging.FileHandler(directory / f"log-{rank}"))
 
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    def place(values, spec):
-        shard = lambda index: values[index]
-        return jax.make_array_from_callback(values.shape, NamedSharding(mesh, spec), shard)
-    def make(seed):
-        draw = np.random.default_rng(seed).standard_normal
-        return {"params": {"sharded": place(draw((64, 8), np.float32), PartitionSpec("data")),
-                           "whole": place(draw((5, 3), np.float32), PartitionSpec())},
-                "step": place(np.array(seed, np.int32), PartitionSpec())}
-    def same(left, right):
-        for one, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-            for a, b in zip(one.addressable_shards, other.addressable_shards, strict=True):
-                assert np.asarray(a.data).tobytes() == np.asarray(b.data).tobytes()
-        return True
-    def raises(kind, action):
-        try:
-            action()
-        except kind as error:
-            return str(error)
-        raise AssertionError(f"no {kind.__name__}")
+    directory = Path(arguments[0])
+    logging.getLogger("arcticjax").addHandler(logging.FileHandler(directory / f"log-{rank}"))
     def on_primary(action):
         if rank == 0:
             action()
         multihost_utils.sync_global_devices("test")
 
-    target = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), make(0))
     path = directory / "checkpoints"
     store = CheckpointStore(path, keep=2)
     assert store.restore(target) is None
@@ -99,7 +62,6 @@ WORKER = """
     if rank == 1:
         assert CheckpointStore(path).restore_params()["sharded"].shape == (64, 8)
     store.close()
-    print("passed", rank)
 """
 
 
@@ -107,33 +69,7 @@ WORKER = """
 def directory(tmp_path_factory):
     """What a run of 2 processes left, after its own checks passed in both."""
     folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    }
-    command = [sys.executable, "-c", textwrap.dedent(WORKER), str(folder), port]
-    workers = [
-        subprocess.Popen(
-            [*command, str(rank)],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [worker.communicate(timeout=240)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    for rank, (worker, output) in enumerate(zip(workers, outputs, strict=True)):
-        assert worker.returncode == 0 and f"passed {rank}" in output, "\n".join(outputs)
+    run_two(PROGRAM, folder)
     return folder
 
 

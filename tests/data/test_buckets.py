@@ -40,7 +40,9 @@ def pairs(source):
     return list(adapters.read_pairs(source, BadRecords(source)))
 
 
-def test_a_folder_and_a_file_are_read_and_what_is_there_is_not_read_again(store, tmp_path):
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_folder_and_a_file_are_read_and_what_is_there_is_not_read_again(store, tmp_path, scheme):
+    store.scheme = scheme
     folder = copied(store, "data/set", tmp_path)
     assert pairs(folder) == PAIRS
     assert pairs(copied(store, "data/set/a.jsonl", tmp_path)) == PAIRS[:30]

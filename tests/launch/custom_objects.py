@@ -1,7 +1,7 @@
 """The fields of JobSet and Kueue objects that may stand in a manifest, by hand.
 
-Taken from the Go types (kubernetes-sigs/jobset api/jobset/v1alpha2, kubernetes-sigs/kueue
-apis/kueue/v1beta1), with what their comments and markers demand. A cluster would silently drop an
+Made from the Go types (kubernetes-sigs/jobset api/jobset/v1alpha2, kubernetes-sigs/kueue
+apis/kueue/v1beta2), with what their comments and markers demand. A cluster would silently drop an
 unknown field.
 """
 
@@ -56,13 +56,13 @@ FIELDS: dict[str, Any] = {
         },
     },
     "ResourceFlavor": {
-        "apiVersion!": ("kueue.x-k8s.io/v1beta1",),
+        "apiVersion!": ("kueue.x-k8s.io/v1beta2",),
         "kind!": ("ResourceFlavor",),
         "metadata!": {"name!": _NAME},
         "spec!": {"nodeLabels": None},
     },
     "ClusterQueue": {
-        "apiVersion!": ("kueue.x-k8s.io/v1beta1",),
+        "apiVersion!": ("kueue.x-k8s.io/v1beta2",),
         "kind!": ("ClusterQueue",),
         "metadata!": {"name!": _NAME},
         "spec!": {
@@ -82,7 +82,7 @@ FIELDS: dict[str, Any] = {
         },
     },
     "LocalQueue": {
-        "apiVersion!": ("kueue.x-k8s.io/v1beta1",),
+        "apiVersion!": ("kueue.x-k8s.io/v1beta2",),
         "kind!": ("LocalQueue",),
         "metadata!": {"name!": _NAME, "namespace!": _NAME},
         "spec!": {"clusterQueue!": _NAME},

@@ -131,6 +131,28 @@ time.sleep(600)
     assert sorted(rest.splitlines()) == ["[0] saved 0", "[1] saved 1"]
 
 
+def test_a_run_outlives_who_reads_its_output():
+    """As with `| head`, or a terminal that is closed."""
+    code = (
+        RANK
+        + """
+import sys
+print("first", flush=True)
+for _ in range(5000):
+    print("x" * 100)
+sys.exit(5)
+"""
+    )
+    command = [sys.executable, "-m", "launch.local", "--processes", "1", "--", *python(code)]
+    process = subprocess.Popen(command, cwd=local.__file__[: -len("/launch/local.py")],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)  # fmt: skip
+    assert process.stdout.readline() == "[0] first\n"
+    process.stdout.close()
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (5, "")
+
+
 def test_a_command_that_is_not_there_is_named():
     with pytest.raises(ConfigError, match="no-such-program --x: cannot be started: No such file"):
         local.launch(["no-such-program", "--x"], 1)
@@ -151,6 +173,7 @@ def test_the_dry_run_prints_what_would_run(capsys):
     [
         (["--processes", "0", "--", "a"], "--processes: 0 is not 1 or more"),
         (["--processes", "2"], "required: COMMAND"),
+        (["--processes", "1", "--grace-seconds", "nan", "--", "a"], "finite"),
         (["--processes", "1", "--", "a", "hf_" + "x" * 20], "looks like a secret"),
     ],
 )
