@@ -34,8 +34,23 @@ def test_a_beir_folder_without_candidates(tmp_path, opened, tokenizer):
     assert texts(found, tokenizer) == {query: (EXPECTED[query][0], []) for query in QUERIES[:2]}
 
 
+def test_ids_of_a_beir_folder_may_be_whole_numbers(tmp_path, opened, tokenizer):
+    """As in mining and evaluation."""
+    candidate_files.jsonl(tmp_path / "queries.jsonl", [{"_id": 7, "text": QUERIES[0]}])
+    candidate_files.jsonl(tmp_path / "corpus.jsonl", [{"_id": 8, "text": DOCUMENTS[0]}])
+    (tmp_path / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n7\t8\t1\n\n")
+    assert texts(opened(path=f"beir:{tmp_path}"), tokenizer) == {QUERIES[0]: ([DOCUMENTS[0]], [])}
+
+
 @pytest.mark.parametrize("form", ["ids", "jsonl"])
 def test_an_msmarco_folder(tmp_path, opened, tokenizer, form):
+    negatives = msmarco(tmp_path)[form]
+    found = opened(path=f"msmarco:{tmp_path}?negatives={negatives}")
+    assert texts(found, tokenizer) == EXPECTED
+
+
+def msmarco(folder):
+    """Writes the files of such a folder; names of those with negatives, in both forms."""
     lines = {
         "collection.tsv": [f"{n}\t{text}" for n, text in enumerate(DOCUMENTS)],
         "queries.train.tsv": [f"{n}\t{text}" for n, text in enumerate(QUERIES)],
@@ -48,9 +63,8 @@ def test_an_msmarco_folder(tmp_path, opened, tokenizer, form):
     }
     names = {"ids": "triples.tsv", "jsonl": "negatives.jsonl"}
     for name, rows in lines.items():
-        (tmp_path / names.get(name, name)).write_text("".join(f"{row}\n" for row in rows))
-    found = opened(path=f"msmarco:{tmp_path}?negatives={names[form]}")
-    assert texts(found, tokenizer) == EXPECTED
+        (folder / names.get(name, name)).write_text("".join(f"{row}\n" for row in rows))
+    return names
 
 
 @pytest.fixture
@@ -124,3 +138,124 @@ def test_a_batch_of_arctictraining_without_metadata(tmp_path, opened, arctic_bat
     with pytest.raises(DataError, match=r"batch_00000000: no metadata\.json here or up to two .*"
                                         r"query_prefix"):  # fmt: skip
         opened(path=f"arctictraining:{tmp_path}")
+
+
+def skipped(opened, problem, records, **fields):
+    """The lists of a source of so many records without its one bad one, which stops a source that
+    allows none, or fewer."""
+    with pytest.raises(DataError, match=problem):
+        opened(**fields)
+    share = 1 / records
+    fields["bad_records"] = "skip"
+    with pytest.raises(DataError, match=rf"1 of the first {records} records are not whole"):
+        opened(**fields, bad_records_limit=share * 0.99)
+    found = opened(**fields, bad_records_limit=share * 1.01)
+    assert found.manifest["left_out"] == 1
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "problem"),
+    [
+        ("corpus.jsonl.gz", b'{"_id": "x", "te', "jsonl.gz, line 6: not valid JSON"),
+        ("corpus.jsonl.gz", b'{"_id": "x"}', "jsonl.gz, line 6: needs _id and text"),
+        ("corpus.jsonl.gz", b'{"_id": "x", "text": "\\ud800"}', "line 6: a text is not valid Unic"),
+        ("queries.jsonl", b'{"_id": "x", "text": "\xff"}', "jsonl, line 4: not valid UTF-8"),
+        ("queries.jsonl", b'{"_id": null, "text": "river"}', "line 4: needs _id and text"),
+        ("qrels/train.tsv", b"q0\td0", "train.tsv, line 6: no grade in column 3"),
+        ("qrels/train.tsv", b"q\xff\td0\t1", "train.tsv, line 6: not valid UTF-8"),
+        (
+            "qrels/train.tsv",
+            b"q0\tx\t1",
+            "query 'q0' names document 'x', which is not in the corpus",
+        ),
+        (
+            "qrels/train.tsv",
+            b"x\td0\t1",
+            "query 'x', which has a positive, is not among the queries",
+        ),
+    ],
+)
+def test_a_bad_record_of_a_beir_folder(tmp_path, opened, tokenizer, name, line, problem):
+    """Twelve whole ones stand before it."""
+    folder = beir(tmp_path / "beir")
+    opener = gzip.open if name.endswith(".gz") else open
+    with opener(folder / name, "ab") as file:
+        file.write(line + b"\n")
+    found = skipped(opened, problem, 13, path=f"beir:{folder}?split=train")
+    assert texts(found, tokenizer) == {query: (EXPECTED[query][0], []) for query in QUERIES[:2]}
+
+
+def test_an_empty_query_with_a_positive_is_bad(tmp_path, opened, tokenizer):
+    folder = beir(tmp_path / "beir")
+    with open(folder / "queries.jsonl", "a") as file:
+        file.write('{"_id": "q4", "text": " "}\n{"_id": "q5", "text": ""}\n')
+    with open(folder / "qrels" / "train.tsv", "a") as file:
+        file.write("q4\td0\t1\n")
+    fields = {"path": f"beir:{folder}?split=train"}
+    found = skipped(opened, "query 'q4', which has a positive, is empty", 15, **fields)
+    assert list(texts(found, tokenizer)) == QUERIES[:2]
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "problem"),
+    [
+        (
+            "collection.tsv",
+            "9\ta\tb",
+            r"collection.tsv, line 6: 3 fields, expected an id and a text",
+        ),
+        ("queries.train.tsv", "9", r"queries.train.tsv, line 4: 1 fields"),
+        ("triples.tsv", "0\t1", r"triples.tsv, line 5: 2 fields, expected ids of query"),
+        ("triples.tsv", "0\t0\t9", "query '0' names document '9', which is not in the corpus"),
+    ],
+)
+def test_a_bad_record_of_an_msmarco_folder(tmp_path, opened, tokenizer, name, line, problem):
+    msmarco(tmp_path)
+    with open(tmp_path / name, "a") as file:
+        file.write(f"{line}\n")
+    found = skipped(opened, problem, 17, path=f"msmarco:{tmp_path}?negatives=triples.tsv")
+    assert texts(found, tokenizer) == EXPECTED
+
+
+def test_a_bad_line_of_msmarco_negatives(tmp_path, opened, tokenizer):
+    names = msmarco(tmp_path)
+    with open(tmp_path / names["jsonl"], "a") as file:
+        file.write('{"qid": 1, "neg": 7}\n')
+    path = f"msmarco:{tmp_path}?negatives={names['jsonl']}"
+    found = skipped(opened, "negatives.jsonl, line 3: needs qid and neg", 15, path=path)
+    assert texts(found, tokenizer) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "problem"),
+    [
+        ("queries", (7, None), "query 7 is empty or not of this tokenizer"),
+        ("queries", (7, [99999]), "query 7 does not begin with the prompt"),
+        ("documents", (7, []), "document 7 does not begin with the prompt"),
+        ("relations", (5, 7, 1), "row 9: names document 7, which the batch does not hold"),
+        ("relations", (7, 0, 1), "row 9: names query 7, which the batch does not hold"),
+        ("relations", (5, 0, None), "row 9: the relevance None is not a number"),
+    ],
+)
+def test_a_bad_record_of_arctictraining(
+    tmp_path, opened, tokenizer, arctic_batch, name, row, problem
+):
+    batch = tmp_path / "batch"
+    arctic_batch(batch, "" if row[1] is None else "river", "violin")
+    prefixes(tmp_path, "" if row[1] is None else "river", "violin")
+    table = parquet.read_table(batch / f"{name}.parquet")
+    columns = zip(table.schema, row, strict=True)
+    more = pa.table([pa.array([value], field.type) for field, value in columns], table.schema)
+    parquet.write_table(pa.concat_tables([table, more]), batch / f"{name}.parquet")
+    found = skipped(opened, problem, 16, path=f"arctictraining:{tmp_path}")
+    assert texts(found, tokenizer) == EXPECTED
+
+
+def test_a_torn_batch_of_arctictraining_is_an_error_all_the_same(tmp_path, opened, arctic_batch):
+    arctic_batch(tmp_path / "batch")
+    prefixes(tmp_path)
+    file = tmp_path / "batch" / "documents.parquet"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(DataError, match="no whole batch of queries, documents and relations"):
+        opened(path=f"arctictraining:{tmp_path}", bad_records="skip")
