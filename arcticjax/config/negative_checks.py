@@ -25,14 +25,6 @@ def _hard_negatives(config: Any) -> Iterator[Problem]:
                 ("data", "positives"),
                 "several positives need data.negatives; add it (count: 0 for no hard negatives)",
             )
-    if negatives is not None:
-        for index, source in enumerate(data.sources):
-            if source.bad_records != "error" and _is_published_layout(source.path):
-                yield (
-                    ("data", "sources", index, "bad_records"),
-                    "files of this layout refer to each other and must be whole; set error, or "
-                    "write them again without the bad records",
-                )
     if not loss.in_batch_negatives and (negatives is None or not negatives.count):
         yield (
             ("loss", "in_batch_negatives"),
@@ -52,10 +44,6 @@ def _hard_negatives(config: Any) -> Iterator[Problem]:
             ("data", "docstrings"),
             "docstring sources have no hard negatives; remove it or data.negatives",
         )
-
-
-def _is_published_layout(path: str) -> bool:
-    return path.partition(":")[0] in ("arctictraining", "beir", "msmarco")
 
 
 def _brings_negatives(path: str) -> bool:

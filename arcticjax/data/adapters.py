@@ -108,16 +108,26 @@ def corpus_of(source: SourceConfig | InputConfig) -> SourceConfig | None:
     return SourceConfig(name=source.name, path=source.corpus, query=column, document=column)
 
 
-def text_lines(source: SourceConfig, file: Path) -> Iterator[tuple[str, list[str]]]:
-    """(where it stands, fields) of each line of a tab-separated text file, plain or gzipped."""
+def text_lines(
+    source: SourceConfig, file: Path, records: BadRecords
+) -> Iterator[tuple[str, list[str]]]:
+    """(where it stands, fields) of each line of a tab-separated text file, plain or gzipped, that
+    is not blank, and not one that `records` leaves out."""
     number = 0
     try:
         opener = gzip.open if file.name.lower().endswith(".gz") else open
         with cast(BinaryIO, opener(file, "rb")) as lines:
             for number, line in enumerate(lines, 1):
-                fields = line.decode("utf-8-sig").rstrip("\r\n").split("\t")
-                yield f"{_where(source, file)}, line {number}", fields
-    except (EOFError, zlib.error, OSError, UnicodeDecodeError) as error:
+                if line.isspace():
+                    continue
+                where = f"{_where(source, file)}, line {number}"
+                try:
+                    text = line.decode("utf-8-sig")
+                except UnicodeDecodeError as error:
+                    records.bad(DataError(f"{where}: not valid UTF-8 ({error})"))
+                    continue
+                yield where, text.rstrip("\r\n").split("\t")
+    except (EOFError, zlib.error, OSError) as error:
         raise DataError(
             f"{_where(source, file)}: cannot be read after line {number} ({_one_line(error)})"
         ) from error

@@ -29,12 +29,12 @@ class BadRecords:
         """Counts a record that is in order."""
         self._read += 1
 
-    def bad(self, problem: DataError) -> None:
+    def bad(self, problem: DataError, *, counted: bool = False) -> None:
         """Counts a record that is left out; raises DataError where the source allows none, or no
-        more."""
+        more. counted: it was taken for a good one before."""
         if self._source.bad_records == "error":
             raise problem
-        self._read += 1
+        self._read += not counted
         self.left_out += 1
         if self.left_out <= _SHOWN:
             _log.warning("left out: %s", problem)

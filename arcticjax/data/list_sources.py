@@ -386,7 +386,8 @@ def _from_own_ids(
             numbers.update(dict.fromkeys(ids, _NOT_FOUND))
         queries.update(dict.fromkeys(part.query_ids))
     key, known = next(iter(source.parents), None), False
-    for where, name, text, record in training_sets.beir_records(source, root, "corpus"):
+    bad = BadRecords(source)
+    for where, name, text, record in training_sets.beir_records(source, root, "corpus", bad):
         parent = None
         if key is not None:
             known |= key in record
@@ -400,9 +401,11 @@ def _from_own_ids(
         raise DataError(
             f"source {source.name!r}: no document in {root} has the key {key!r} that parents names"
         )
-    for name, text in training_sets.beir_texts(source, root, "queries"):
+    for name, text in training_sets.beir_texts(source, root, "queries", bad):
         if name in queries:
             queries[name] = text
+    bad.end()
+    writer.left_out = bad.left_out
     missing = [one for one, number in numbers.items() if number == _NOT_FOUND]
     missing += [one for one, text in queries.items() if text is None]
     if missing:

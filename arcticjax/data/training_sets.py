@@ -9,6 +9,8 @@ msmarco:FOLDER?split=train&negatives=FILE
 arctictraining:FOLDER
     batch folders of queries, documents and relations in Parquet, each with a metadata.json in it
     or up to two folders above it; texts are token ids, the prompts that it names included
+
+Each text and each relation between texts is a record that may be bad by itself.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +30,9 @@ from pyarrow import parquet
 
 from arcticjax.config.schema import SourceConfig
 from arcticjax.data import adapters
-from arcticjax.data.lists import ListWriter, checked_texts
+from arcticjax.data.bad_records import BadRecords
+from arcticjax.data.lists import ListWriter
+from arcticjax.data.stored import text_problem
 from arcticjax.errors import DataError
 from arcticjax.models.tokenizer import TextTokenizer
 
@@ -35,6 +40,9 @@ BEIR = "beir:"
 MSMARCO = "msmarco:"
 ARCTIC = "arctictraining:"
 _OPTIONS = {BEIR: {"split"}, MSMARCO: {"split", "negatives"}, ARCTIC: set[str]()}
+
+_Line = TypeVar("_Line")
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,8 @@ def identity(source: SourceConfig) -> list[Any]:
     """What a source of this module depends on, as JSON: its path, and its files' name, size and
     time."""
     stats = [(str(path), path.stat()) for path in files(source)]
-    return [source.path, *([name, one.st_size, one.st_mtime_ns] for name, one in stats)]
+    facts = [source.path, *([name, one.st_size, one.st_mtime_ns] for name, one in stats)]
+    return facts if source.bad_records == "error" else [source.bad_records, *facts]
 
 
 def files(source: SourceConfig) -> list[Path]:
@@ -71,11 +80,15 @@ def files(source: SourceConfig) -> list[Path]:
 
 def read(source: SourceConfig, tokenizer: TextTokenizer, writer: ListWriter) -> Iterator[Record]:
     """The records of a source of this module; their texts go into `writer`."""
+    bad = BadRecords(source)
     if source.path.startswith(BEIR):
-        return _beir(source, writer)
-    if source.path.startswith(MSMARCO):
-        return _msmarco(source, writer)
-    return _arctic(source, tokenizer, writer)
+        yield from _beir(source, writer, bad)
+    elif source.path.startswith(MSMARCO):
+        yield from _msmarco(source, writer, bad)
+    else:
+        yield from _arctic(source, tokenizer, writer, bad)
+    bad.end()
+    writer.left_out = bad.left_out
 
 
 def titled(document: dict[str, Any]) -> Any:
@@ -96,23 +109,43 @@ def beir_folder(source: SourceConfig) -> Path:
     return _place(source)[0]
 
 
-def beir_texts(source: SourceConfig, folder: Path, what: str) -> Iterator[tuple[str, str]]:
-    """(id, text) of each line of `what`.jsonl[.gz]; a document may be empty."""
-    for _, name, text, _ in beir_records(source, folder, what):
+def beir_texts(
+    source: SourceConfig, folder: Path, what: str, bad: BadRecords | None = None
+) -> Iterator[tuple[str, str]]:
+    """(id, text) of each line of `what`.jsonl[.gz]; a text may be empty."""
+    for _, name, text, _ in beir_records(source, folder, what, bad):
         yield name, text
 
 
 def beir_records(
-    source: SourceConfig, folder: Path, what: str
+    source: SourceConfig, folder: Path, what: str, bad: BadRecords | None = None
 ) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """(where it stands, id, text, all fields) of each line of `what`.jsonl[.gz]."""
+    """(where it stands, id, text, all fields) of each line of `what`.jsonl[.gz] that `bad` does not
+    leave out."""
+    bad = bad or BadRecords(source)
     file = _one_of(source, folder, f"{what}.jsonl", f"{what}.jsonl.gz")
-    for number, record in adapters.json_lines(source, file):
-        where = f"source {source.name!r}, {file}, line {number}"
-        name, text = record.get("_id"), titled(dict(record))
-        if not isinstance(name, str) or not isinstance(text, str):
-            raise DataError(f"{where}: needs _id and text")
-        yield where, name, text, dict(record)
+    return _parsed(_json_lines(source, file, bad), _beir_text, bad)
+
+
+def _parsed(
+    lines: Iterable[tuple[str, _Line]], parse: Callable[[_Line, str], _Found], bad: BadRecords
+) -> Iterator[_Found]:
+    """What `parse` makes of each line and of where it stands; `bad` is told of both kinds."""
+    for where, line in lines:
+        try:
+            found = parse(line, where)
+        except DataError as problem:
+            bad.bad(problem)
+            continue
+        bad.good()
+        yield found
+
+
+def _json_lines(
+    source: SourceConfig, file: Path, bad: BadRecords
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, record in adapters.json_lines(source, file, bad):
+        yield f"source {source.name!r}, {file}, line {number}", dict(record)
 
 
 def _place(source: SourceConfig) -> tuple[Path, dict[str, str]]:
@@ -131,149 +164,212 @@ def _one_of(source: SourceConfig, folder: Path, *names: str) -> Path:
     raise DataError(f"source {source.name!r}, {folder}: has no file {' or '.join(names)}")
 
 
-def _beir(source: SourceConfig, writer: ListWriter) -> Iterator[Record]:
+def _beir(source: SourceConfig, writer: ListWriter, bad: BadRecords) -> Iterator[Record]:
     folder, options = _place(source)
     split = options.get("split", "train")
     file = _one_of(
         source, folder, *(f"{name}{end}" for name in (f"qrels/{split}.tsv", "qrels.tsv")
                           for end in ("", ".gz"))
     )  # fmt: skip
-    wanted: dict[str, list[str]] = {}
-    for place, (where, fields) in enumerate(adapters.text_lines(source, file)):
-        if place == 0 and fields[:1] == ["query-id"]:
-            continue
-        if _relevant(fields, 2, where):
-            wanted.setdefault(fields[0], []).append(fields[1])
-    queries = dict(beir_texts(source, folder, "queries"))
-    yield from _joined(source, writer, wanted, {}, queries, beir_texts(source, folder, "corpus"))
+    lines = adapters.text_lines(source, file, bad)
+    judged = (line for line in lines if line[1][0] != "query-id")  # the header
+    positives = _positives(_parsed(judged, partial(_judgement, (0, 1, 2)), bad))
+    queries, corpus = (beir_texts(source, folder, what, bad) for what in ("queries", "corpus"))
+    yield from _joined(source, writer, bad, positives, {}, queries, corpus)
 
 
-def _msmarco(source: SourceConfig, writer: ListWriter) -> Iterator[Record]:
+def _beir_text(record: dict[str, Any], where: str) -> tuple[str, str, str, dict[str, Any]]:
+    name, text = record.get("_id"), titled(record)
+    if isinstance(name, int) and not isinstance(name, bool):
+        name = str(name)
+    if not isinstance(name, str) or not isinstance(text, str):
+        raise DataError(f"{where}: needs _id and text")
+    if text and (problem := text_problem(text)):
+        raise DataError(f"{where}: a text {problem}")
+    return where, name, text, record
+
+
+def _msmarco(source: SourceConfig, writer: ListWriter, bad: BadRecords) -> Iterator[Record]:
     folder, options = _place(source)
     split = options.get("split", "train")
 
-    def table(name: str) -> Iterator[tuple[str, str]]:
+    def lines(name: str) -> Iterator[tuple[str, list[str]]]:
         file = _one_of(source, folder, f"{name}.tsv", f"{name}.tsv.gz")
-        for where, fields in adapters.text_lines(source, file):
-            if len(fields) != 2:
-                raise DataError(f"{where}: {len(fields)} fields, expected an id and a text")
-            yield fields[0], fields[1]
+        return adapters.text_lines(source, file, bad)
 
-    wanted: dict[str, list[str]] = {}
-    judged = _one_of(source, folder, f"qrels.{split}.tsv", f"qrels.{split}.tsv.gz")
-    for where, fields in adapters.text_lines(source, judged):
-        if _relevant(fields, 3, where):
-            wanted.setdefault(fields[0], []).append(fields[2])
+    judgement = partial(_judgement, (0, 2, 3))
+    positives = _positives(_parsed(lines(f"qrels.{split}"), judgement, bad))
     negatives: dict[str, list[str]] = {}
     if "negatives" in options:
         file = _one_of(source, folder, options["negatives"])
-        for query, ids in _msmarco_negatives(source, file):
+        if ".jsonl" in file.name:
+            found = _parsed(_json_lines(source, file, bad), _msmarco_negatives, bad)
+        else:
+            found = _parsed(adapters.text_lines(source, file, bad), _msmarco_triple, bad)
+        for query, ids in found:
             negatives.setdefault(query, []).extend(ids)
-        wanted = {query: ids for query, ids in wanted.items() if query in negatives}
-    queries = dict(table(f"queries.{split}"))
-    yield from _joined(source, writer, wanted, negatives, queries, table("collection"))
+        positives = {query: ids for query, ids in positives.items() if query in negatives}
+    queries, corpus = (
+        _parsed(lines(name), _msmarco_text, bad) for name in (f"queries.{split}", "collection")
+    )
+    yield from _joined(source, writer, bad, positives, negatives, queries, corpus)
 
 
-def _msmarco_negatives(source: SourceConfig, file: Path) -> Iterator[tuple[str, list[str]]]:
-    if ".jsonl" in file.name:
-        for number, record in adapters.json_lines(source, file):
-            try:
-                found = record["neg"]
-                systems = found.values() if isinstance(found, dict) else [found]
-                ids = [str(one) for system in systems for one in system]
-                yield str(record["qid"]), list(dict.fromkeys(ids))
-            except (KeyError, TypeError) as error:
-                raise DataError(
-                    f"source {source.name!r}, {file}, line {number}: needs qid and neg, lists of "
-                    "ids"
-                ) from error
-        return
-    for where, fields in adapters.text_lines(source, file):
-        if len(fields) != 3:
-            raise DataError(f"{where}: {len(fields)} fields, expected ids of query, positive and "
-                            "negative")  # fmt: skip
-        yield fields[0], [fields[2]]
+def _msmarco_text(fields: list[str], where: str) -> tuple[str, str]:
+    if len(fields) != 2:
+        raise DataError(f"{where}: {len(fields)} fields, expected an id and a text")
+    return fields[0], fields[1]
 
 
-def _relevant(fields: list[str], place: int, where: str) -> bool:
+def _msmarco_triple(fields: list[str], where: str) -> tuple[str, list[str]]:
+    if len(fields) != 3:
+        raise DataError(f"{where}: {len(fields)} fields, expected ids of query, positive and "
+                        "negative")  # fmt: skip
+    return fields[0], [fields[2]]
+
+
+def _msmarco_negatives(record: dict[str, Any], where: str) -> tuple[str, list[str]]:
     try:
-        return float(fields[place]) >= 1
+        found = record["neg"]
+        systems = found.values() if isinstance(found, dict) else [found]
+        ids = [str(one) for system in systems for one in system]
+        return str(record["qid"]), list(dict.fromkeys(ids))
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{where}: needs qid and neg, lists of ids") from error
+
+
+def _judgement(
+    columns: tuple[int, int, int], fields: list[str], where: str
+) -> tuple[str, str, bool]:
+    """Ids of a query and of a document, and whether this answers that."""
+    query, document, grade = columns
+    try:
+        return fields[query], fields[document], float(fields[grade]) >= 1
     except (IndexError, ValueError) as error:
-        raise DataError(f"{where}: no grade in column {place + 1}") from error
+        raise DataError(f"{where}: no grade in column {grade + 1}") from error
+
+
+def _positives(judgements: Iterable[tuple[str, str, bool]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for query, document, relevant in judgements:
+        if relevant:
+            found.setdefault(query, []).append(document)
+    return found
 
 
 def _joined(
     source: SourceConfig,
     writer: ListWriter,
+    bad: BadRecords,
     positives: dict[str, list[str]],
     negatives: dict[str, list[str]],
-    queries: dict[str, str],
-    corpus: Iterator[tuple[str, str]],
+    queries: Iterable[tuple[str, str]],
+    corpus: Iterable[tuple[str, str]],
 ) -> Iterator[Record]:
     """Ids replaced by texts; queries with a positive only. Documents without text are left out."""
-    needed = {one for ids in (*positives.values(), *negatives.values()) for one in ids}
-    numbers = {name: writer.document(text) for name, text in corpus if name in needed and text}
-    known = [query for query in positives if query in queries]
-    if not known:
+    if not positives:
         raise DataError(f"source {source.name!r}, {source.path}: no query has a positive")
-    for query in known:
-        (text,) = checked_texts([queries[query]], f"source {source.name!r}, query {query!r}")
-        found = [numbers[one] for one in positives[query] if one in numbers]
-        yield Record(
-            writer.query(text),
-            [(one, math.nan) for one in found],
-            [(numbers[one], math.nan) for one in negatives.get(query, []) if one in numbers],
-        )
+    needed = {one for ids in (*positives.values(), *negatives.values()) for one in ids}
+    numbers = {
+        name: writer.document(text) if text and not text.isspace() else None
+        for name, text in corpus
+        if name in needed
+    }
+    texts = {name: text for name, text in queries if name in positives}
+
+    def numbered(ids: list[str], query: str) -> list[tuple[int, float]]:
+        found = []
+        for name in ids:
+            if name not in numbers:
+                problem = f"query {query!r} names document {name!r}, which is not in the corpus"
+                bad.bad(
+                    DataError(f"source {source.name!r}, {source.path}: {problem}"), counted=True
+                )
+            elif (number := numbers[name]) is not None:
+                found.append((number, math.nan))
+        return found
+
+    for query, ids in positives.items():
+        text = texts.get(query)
+        problem = "is not among the queries" if text is None else text_problem(text)
+        if text is None or problem:
+            where = f"source {source.name!r}, {source.path}: query {query!r}"
+            bad.bad(DataError(f"{where}, which has a positive, {problem}"), counted=True)
+            continue
+        found, others = numbered(ids, query), numbered(negatives.get(query, []), query)
+        yield Record(writer.query(text), found, others)
 
 
-def _arctic(source: SourceConfig, tokenizer: TextTokenizer, writer: ListWriter) -> Iterator[Record]:
+def _arctic(
+    source: SourceConfig, tokenizer: TextTokenizer, writer: ListWriter, bad: BadRecords
+) -> Iterator[Record]:
     folder, _ = _place(source)
     for batch in _batches(source, folder):
+        where = f"source {source.name!r}, {batch}"
         prompts = _arctic_prompts(source, _metadata(source, batch), tokenizer)
         try:
-            sides = {
-                side: _arctic_side(batch, side, tokenizer, prompts[side], writer)
-                for side in ("query", "document")
-            }
+            queries = _columns(batch / "queries.parquet", "BATCH_QUERY_ID", "QUERY_TOKEN_ID_LIST")
+            documents = _columns(
+                batch / "documents.parquet", "BATCH_DOCUMENT_ID", "DOCUMENT_TOKEN_ID_LIST"
+            )
             related = _columns(
                 batch / "relations.parquet", "BATCH_QUERY_ID", "BATCH_DOCUMENT_ID", "RELEVANCE"
             )
-            found: dict[int, Record] = {}
-            for query, document, relevance in zip(*related, strict=True):
-                number = sides["query"][query]
-                record = found.setdefault(query, Record(number, [], []))
-                if relevance:
-                    kind = record.positives if relevance > 0 else record.candidates
-                    kind.append((sides["document"][document], math.nan))
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise DataError(
-                f"source {source.name!r}, {batch}: no whole batch of queries, documents and "
-                f"relations ({error})"
+                f"{where}: no whole batch of queries, documents and relations ({error})"
             ) from error
+        numbers: dict[str, dict[Any, int]] = {}
+        for side, columns in (("query", queries), ("document", documents)):
+            rows = zip(*columns, strict=True)
+            named = ((f"{where}, {side} {row[0]}", row) for row in rows)
+            parse = partial(_arctic_text, tokenizer, prompts[side])
+            texts = _parsed(named, parse, bad)
+            numbers[side] = {name: writer.tokens(side, *text) for name, text in texts}
+        rows = enumerate(zip(*related, strict=True), 1)
+        named = ((f"{where}, relations.parquet, row {row}", values) for row, values in rows)
+        found: dict[Any, Record] = {}
+        for query, document, relevance in _parsed(named, partial(_arctic_relation, numbers), bad):
+            record = found.setdefault(query, Record(numbers["query"][query], [], []))
+            if relevance:
+                kind = record.positives if relevance > 0 else record.candidates
+                kind.append((numbers["document"][document], math.nan))
         yield from found.values()
 
 
-def _arctic_side(
-    batch: Path, side: str, tokenizer: TextTokenizer, prompt: list[int], writer: ListWriter
-) -> dict[int, int]:
-    """Numbers of one side's texts by their id within the batch; special tokens and prompt, which
-    the run adds itself, are taken off."""
-    name, upper = ("queries", "QUERY") if side == "query" else ("documents", "DOCUMENT")
-    ids, texts = _columns(batch / f"{name}.parquet", f"BATCH_{upper}_ID", f"{upper}_TOKEN_ID_LIST")
-    numbers = {}
-    for identity, tokens in zip(ids, texts, strict=True):
-        if tokens[:1] == [tokenizer.start_id]:
-            tokens = tokens[1:]
-        if tokens[-1:] == [tokenizer.end_id]:
-            tokens = tokens[:-1]
-        if tokens[: len(prompt)] != prompt:
-            raise ValueError(f"{side} {identity} does not begin with the prompt in metadata.json")
-        own = np.asarray(tokens[len(prompt) :], np.int64)
-        if not len(own) or own.min() < 0 or own.max() >= tokenizer.vocab_size:
-            raise ValueError(f"{side} {identity} is empty or not of this tokenizer")
-        digest = hashlib.blake2b(own.astype("<i8").tobytes(), digest_size=8).digest()
-        numbers[identity] = writer.tokens(side, int.from_bytes(digest, "little"), own)
-    return numbers
+def _arctic_text(
+    tokenizer: TextTokenizer, prompt: list[int], row: tuple[Any, ...], where: str
+) -> tuple[Any, tuple[int, np.ndarray]]:
+    """The id of a text within its batch; id and tokens by which it is kept, without the special
+    tokens and the prompt, which the run adds itself."""
+    name, listed = row
+    try:
+        own = np.asarray(listed or [], np.int64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{where} holds no list of token ids") from error
+    if own[:1].tolist() == [tokenizer.start_id]:
+        own = own[1:]
+    if own[-1:].tolist() == [tokenizer.end_id]:
+        own = own[:-1]
+    if own[: len(prompt)].tolist() != prompt:
+        raise DataError(f"{where} does not begin with the prompt in metadata.json")
+    own = own[len(prompt) :]
+    if not len(own) or own.min() < 0 or own.max() >= tokenizer.vocab_size:
+        raise DataError(f"{where} is empty or not of this tokenizer")
+    digest = hashlib.blake2b(own.astype("<i8").tobytes(), digest_size=8).digest()
+    return name, (int.from_bytes(digest, "little"), own)
+
+
+def _arctic_relation(
+    numbers: dict[str, dict[Any, int]], row: tuple[Any, ...], where: str
+) -> tuple[Any, Any, float]:
+    query, document, relevance = row
+    if not isinstance(relevance, int | float):
+        raise DataError(f"{where}: the relevance {relevance!r} is not a number")
+    for side, name in (("query", query), ("document", document)):
+        if name not in numbers[side]:
+            raise DataError(f"{where}: names {side} {name}, which the batch does not hold")
+    return query, document, relevance
 
 
 def _batches(source: SourceConfig, folder: Path) -> list[Path]:

@@ -56,14 +56,6 @@ BROKEN = {
         "loss.guide",
         "data.negatives.thresholds",
     ),
-    "bad records of a layout": (
-        [
-            "data.negatives={count: 0}",
-            "data.sources=[{name: a, path: 'beir:a', bad_records: skip}]",
-        ],
-        "data.sources.0.bad_records",
-        "must be whole",
-    ),
     "corpus of nothing": (
         [
             "data.negatives={count: 0}",

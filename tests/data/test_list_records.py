@@ -10,18 +10,12 @@ from pyarrow import parquet
 from arcticjax.config.schema import SourceConfig
 from arcticjax.data import list_sources
 from arcticjax.errors import DataError
-from arcticjax.models.tokenizer import TextTokenizer
 from tests import tiny
 from tests.data import candidate_files
 
 WORDS = ["meadow", "thistle", "glacier", "pepper"]
 WHOLE = {"query": "river", "pos": ["meadow"], "neg": ["thistle"], "s": [0.9, 0.5]}
 FIELDS = {"document": "pos", "negatives": ["neg"], "scores": ["s"]}
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return TextTokenizer.from_file(tiny.tokenizer_folder(tmp_path_factory.mktemp("tokenizer")))
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from arcticjax.config.schema import SourceConfig
 from arcticjax.data import candidates, catalog, list_sources, record_files
 from arcticjax.data.stored import text_id
 from arcticjax.errors import DataError
-from arcticjax.models.tokenizer import TextTokenizer
 from tests import tiny
 from tests.data import candidate_files
 
@@ -18,11 +17,6 @@ DOCUMENTS = ["meadow", "thistle", "glacier", "pepper", "saddle", "copper"]
 QUERIES = ["river", "cloud", "violin", "river"]
 # Numbers of documents, best first; the last query's text is that of the first.
 LISTS = [([1, 2], [0]), ([2, 4, 0], [1, 3]), ([5], [4]), ([3], [2])]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return TextTokenizer.from_file(tiny.tokenizer_folder(tmp_path_factory.mktemp("tokenizer")))
 
 
 @pytest.fixture

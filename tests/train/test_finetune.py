@@ -26,6 +26,7 @@ MOVING = {
 }  # fmt: skip
 OWN = {"data.negatives": MOVING, "checkpoint.save_every_steps": 2, **UNSCORED}
 SHARED = {"loss.in_batch_negatives": True, **UNSCORED}
+DISTILLED = {"loss.distillation": {"kind": "kl", "weight": 0.5}, **UNSCORED}
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +83,16 @@ def test_eight_devices_give_the_run_of_one(own, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_of_two_devices_give_the_run_of_one(tmp_path):
-    """With documents shared between devices."""
-    train(finetuning.config(tmp_path / "one", **SHARED))
-    file = finetuning.config(tmp_path / "two", **SHARED, **{"mesh.data": "auto"})
+@pytest.mark.parametrize("changes", [SHARED, DISTILLED], ids=["shared", "own"])
+def test_two_processes_of_two_devices_give_the_run_of_one(tmp_path, changes):
+    """With documents shared between devices, and with none: hard negatives and a teacher alone."""
+    train(finetuning.config(tmp_path / "one", **changes))
+    file = finetuning.config(tmp_path / "two", **changes, **{"mesh.data": "auto"})
     outputs = [
         finish(process)
         for process in [start(file, devices=2, environment=one) for one in environments(2)]
     ]
+    assert "2 process(es)" in outputs[0]
     assert "cut      a: 48 of 48 queries kept" in outputs[0]
     close(losses(tmp_path / "one"), losses(tmp_path / "two"))
 
