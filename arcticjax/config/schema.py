@@ -168,8 +168,8 @@ class SourceConfig(Section):
     bad_records: Literal["error", "skip"] = Field(
         default="error",
         description="What to do with a record that is no pair of texts, or with data.negatives no "
-        "list of them: stop, or leave it out and count it. Sources that are stored already hold "
-        "none.",
+        "list of them, or no text or relation of a published set: stop, or leave it out and count "
+        "it. Sources that are stored already hold none.",
     )
     bad_records_limit: Fraction = Field(
         default=0.01, description="Share of the source's records that may be left out by skip."
@@ -323,7 +323,8 @@ class TrainConfig(Section):
         "of them is encoded in one piece of that many, all its activations kept and none copied; "
         "each takes a program of its own to compile, larger batches go in microbatches and two "
         "passes. auto: on GPUs up to two from sampled batches, where those activations take at "
-        "most a quarter of a device's memory or passes is one; else none. []: none.",
+        "most a quarter of a device's memory or passes is one; else none. []: none. More rows than "
+        "a device can fill are refused.",
     )
     remat: Literal["auto", "none", "dots", "named", "full"] = Field(
         default="auto",

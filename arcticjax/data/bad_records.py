@@ -1,5 +1,5 @@
-"""Records that are no pair of texts, nor a list of them: an error, or left out and counted, up to a
-limit."""
+"""Records that are not whole, be they pairs of texts, lists of them, or texts and relations of a
+published set: an error, or left out and counted, up to a limit."""
 
 from __future__ import annotations
 

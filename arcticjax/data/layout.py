@@ -301,9 +301,9 @@ def choose_rows(
 
 
 def choose_ladder(row_counts: Sequence[int], shapes: Shapes, most: int = 2) -> tuple[int, ...]:
-    """At most so many rungs, multiples of 8 rows, that cost least over sampled row counts; none
-    where one pass in microbatches costs less. A further rung compiles a further program, so it must
-    save 2 %."""
+    """At most so many rungs, multiples of 8 rows or all that a device can fill, that cost least
+    over sampled row counts; none where one pass in microbatches costs less. A further rung compiles
+    a further program, so it must save 2 %."""
     # Batches that were not sampled are a little larger or smaller.
     counts = np.outer(row_counts, (0.98, 1.0, 1.02)).round().astype(np.int64).reshape(-1)
     candidates = sorted({min(round_up(int(count), 8), shapes.room) for count in counts})

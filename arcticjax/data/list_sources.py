@@ -391,7 +391,11 @@ def _from_own_ids(
         parent = None
         if key is not None:
             known |= key in record
-            (parent,) = _parents([record.get(key)], where)
+            try:
+                (parent,) = _parents([record.get(key)], where)
+            except DataError as problem:
+                bad.bad(problem, counted=True)
+                continue
         if name in numbers:
             # A document without text says nothing, as a positive or as a negative.
             numbers[name] = writer.document(text) if text else _NO_TEXT
@@ -411,7 +415,9 @@ def _from_own_ids(
     if missing:
         raise DataError(
             f"source {source.name!r}: {folder.directory} names {len(missing)} texts that {root} "
-            f"does not hold, such as {missing[0]!r}; it was mined from other data: mine again"
+            f"does not hold, such as {missing[0]!r}"
+            + ("" if bad.left_out else "; it was mined from other data: mine again")
+            + (f", or are among the {bad.left_out} records left out" if bad.left_out else "")
         )
     for part in folder.batches(group):
         candidates, positives = (

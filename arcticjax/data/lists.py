@@ -33,7 +33,7 @@ from arcticjax.errors import DataError, ResourceError
 from arcticjax.models.tokenizer import TextTokenizer
 
 FORMAT = "arcticjax-lists"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 
 _STARTS, _IDS, _NUMBERS, _SCORES = map(np.dtype, ("<i8", "<u8", "<i4", "<f4"))

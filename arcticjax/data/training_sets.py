@@ -208,6 +208,8 @@ def _msmarco(source: SourceConfig, writer: ListWriter, bad: BadRecords) -> Itera
             found = _parsed(adapters.text_lines(source, file, bad), _msmarco_triple, bad)
         for query, ids in found:
             negatives.setdefault(query, []).extend(ids)
+            for _ in ids[1:]:  # of a line that holds several relations
+                bad.good()
         positives = {query: ids for query, ids in positives.items() if query in negatives}
     queries, corpus = (
         _parsed(lines(name), _msmarco_text, bad) for name in (f"queries.{split}", "collection")
@@ -231,7 +233,9 @@ def _msmarco_triple(fields: list[str], where: str) -> tuple[str, list[str]]:
 def _msmarco_negatives(record: dict[str, Any], where: str) -> tuple[str, list[str]]:
     try:
         found = record["neg"]
-        systems = found.values() if isinstance(found, dict) else [found]
+        systems = list(found.values()) if isinstance(found, dict) else [found]
+        if not all(isinstance(system, list) for system in systems):
+            raise TypeError
         ids = [str(one) for system in systems for one in system]
         return str(record["qid"]), list(dict.fromkeys(ids))
     except (KeyError, TypeError) as error:
@@ -269,19 +273,32 @@ def _joined(
     """Ids replaced by texts; queries with a positive only. Documents without text are left out."""
     if not positives:
         raise DataError(f"source {source.name!r}, {source.path}: no query has a positive")
-    needed = {one for ids in (*positives.values(), *negatives.values()) for one in ids}
+    texts = {name: text for name, text in queries if name in positives}
+    for query in positives:
+        problem = text_problem(texts[query]) if query in texts else "is not among the queries"
+        if problem:
+            where = f"source {source.name!r}, {source.path}: query {query!r}"
+            bad.bad(DataError(f"{where}, which has a positive, {problem}"), counted=True)
+            texts.pop(query, None)
+    if not texts:
+        raise DataError(f"source {source.name!r}, {source.path}: no query with a positive has text")
+    needed = {
+        one for query in texts for ids in (positives, negatives) for one in ids.get(query, ())
+    }
     numbers = {
         name: writer.document(text) if text and not text.isspace() else None
         for name, text in corpus
         if name in needed
     }
-    texts = {name: text for name, text in queries if name in positives}
 
     def numbered(ids: list[str], query: str) -> list[tuple[int, float]]:
         found = []
         for name in ids:
             if name not in numbers:
-                problem = f"query {query!r} names document {name!r}, which is not in the corpus"
+                problem = (
+                    f"query {query!r} names document {name!r}, which is not in the corpus or was "
+                    "left out of it"
+                )
                 bad.bad(
                     DataError(f"source {source.name!r}, {source.path}: {problem}"), counted=True
                 )
@@ -290,14 +307,9 @@ def _joined(
         return found
 
     for query, ids in positives.items():
-        text = texts.get(query)
-        problem = "is not among the queries" if text is None else text_problem(text)
-        if text is None or problem:
-            where = f"source {source.name!r}, {source.path}: query {query!r}"
-            bad.bad(DataError(f"{where}, which has a positive, {problem}"), counted=True)
-            continue
-        found, others = numbered(ids, query), numbered(negatives.get(query, []), query)
-        yield Record(writer.query(text), found, others)
+        if query in texts:
+            found, others = numbered(ids, query), numbered(negatives.get(query, []), query)
+            yield Record(writer.query(texts[query]), found, others)
 
 
 def _arctic(
@@ -328,11 +340,10 @@ def _arctic(
             numbers[side] = {name: writer.tokens(side, *text) for name, text in texts}
         rows = enumerate(zip(*related, strict=True), 1)
         named = ((f"{where}, relations.parquet, row {row}", values) for row, values in rows)
-        found: dict[Any, Record] = {}
+        found = {query: Record(number, [], []) for query, number in numbers["query"].items()}
         for query, document, relevance in _parsed(named, partial(_arctic_relation, numbers), bad):
-            record = found.setdefault(query, Record(numbers["query"][query], [], []))
             if relevance:
-                kind = record.positives if relevance > 0 else record.candidates
+                kind = found[query].positives if relevance > 0 else found[query].candidates
                 kind.append((numbers["document"][document], math.nan))
         yield from found.values()
 
@@ -351,7 +362,7 @@ def _arctic_text(
         own = own[1:]
     if own[-1:].tolist() == [tokenizer.end_id]:
         own = own[:-1]
-    if own[: len(prompt)].tolist() != prompt:
+    if len(own) and own[: len(prompt)].tolist() != prompt:
         raise DataError(f"{where} does not begin with the prompt in metadata.json")
     own = own[len(prompt) :]
     if not len(own) or own.min() < 0 or own.max() >= tokenizer.vocab_size:
@@ -364,11 +375,14 @@ def _arctic_relation(
     numbers: dict[str, dict[Any, int]], row: tuple[Any, ...], where: str
 ) -> tuple[Any, Any, float]:
     query, document, relevance = row
-    if not isinstance(relevance, int | float):
+    if not isinstance(relevance, int | float) or math.isnan(relevance):
         raise DataError(f"{where}: the relevance {relevance!r} is not a number")
     for side, name in (("query", query), ("document", document)):
-        if name not in numbers[side]:
-            raise DataError(f"{where}: names {side} {name}, which the batch does not hold")
+        # A relevance of 0 says nothing of its document.
+        if name not in numbers[side] and (relevance or side == "query"):
+            raise DataError(
+                f"{where}: names {side} {name}, which the batch does not hold or which was left out"
+            )
     return query, document, relevance
 
 

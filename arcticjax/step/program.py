@@ -260,6 +260,11 @@ def build(
     Raises ConfigError for a `train.attention` or `train.ladder` that the devices or shapes do not
     allow.
     """
+    if shapes.ladder and shapes.ladder[-1] > shapes.room:
+        raise errors.ConfigError(
+            f"train.ladder: {shapes.ladder[-1]} rows are more than the {shapes.room} that the "
+            f"{shapes.pairs} pairs of a device can fill; end it there, or take auto"
+        )
     if config.optimizer.freeze_layers > spec.num_layers:
         raise errors.ConfigError(
             f"optimizer.freeze_layers: {config.optimizer.freeze_layers} is more than the "
@@ -268,11 +273,6 @@ def build(
     encoder, platform = Encoder(spec), mesh.devices.flat[0].platform
     objective = _objective(config, spec, platform)
     arrays = {"params": encoder.abstract(), "loss": objective.init()}
-    if shapes.ladder and shapes.ladder[-1] > shapes.room:
-        raise errors.ConfigError(
-            f"train.ladder: {shapes.ladder[-1]} rows are more than the {shapes.room} that the "
-            f"{shapes.pairs} pairs of a device can fill; end it there, or take auto"
-        )
     sharding = make_sharding(arrays, mesh)
     train, dtype = config.train, jnp.dtype(config.train.precision)
 
@@ -303,9 +303,9 @@ def build(
     def too_much(needed: int) -> bool:
         return train.passes == "auto" and (memory is None or needed > memory // 4)
 
-    if train.ladder == "auto" and shapes.ladder:
-        if too_much(needed * shapes.ladder[-1] // shapes.room):
-            shapes = replace(shapes, ladder=())
+    at_once = max(shapes.ladder, default=0) * needed // shapes.room
+    if train.ladder == "auto" and too_much(at_once):
+        shapes = replace(shapes, ladder=())
     declined = not shapes.ladder and too_much(needed)
     if declined or shapes.ladder:
         chosen, kept = encoding("two"), []

@@ -168,9 +168,9 @@ def test_a_ladder_is_chosen_between_waste_and_turns():
     assert layout.choose_ladder(alike, shapes) == (104,)
     # Two kinds of batches get a rung each.
     assert layout.choose_ladder([*alike, *(2 * rows for rows in alike)], shapes) == (104, 208)
-    # Of many kinds no two rungs hold enough: one pass in turns wastes less.
     # Three pairs never fill a multiple of 8 rows.
     few = dataclasses.replace(shapes, pairs=3, rows=1)
     assert layout.choose_ladder([few.room] * 4, few) == (few.room,) == (4,)
+    # Of many kinds no two rungs hold enough: one pass in turns wastes less.
     turns = dataclasses.replace(shapes, rows=10)
     assert layout.choose_ladder(range(100, 1000, 50), turns) == ()

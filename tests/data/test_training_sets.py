@@ -223,7 +223,7 @@ def test_a_bad_line_of_msmarco_negatives(tmp_path, opened, tokenizer):
     with open(tmp_path / names["jsonl"], "a") as file:
         file.write('{"qid": 1, "neg": 7}\n')
     path = f"msmarco:{tmp_path}?negatives={names['jsonl']}"
-    found = skipped(opened, "negatives.jsonl, line 3: needs qid and neg", 15, path=path)
+    found = skipped(opened, "negatives.jsonl, line 3: needs qid and neg", 17, path=path)
     assert texts(found, tokenizer) == EXPECTED
 
 
@@ -232,7 +232,7 @@ def test_a_bad_line_of_msmarco_negatives(tmp_path, opened, tokenizer):
     [
         ("queries", (7, None), "query 7 is empty or not of this tokenizer"),
         ("queries", (7, [99999]), "query 7 does not begin with the prompt"),
-        ("documents", (7, []), "document 7 does not begin with the prompt"),
+        ("documents", (7, []), "document 7 is empty or not of this tokenizer"),
         ("relations", (5, 7, 1), "row 9: names document 7, which the batch does not hold"),
         ("relations", (7, 0, 1), "row 9: names query 7, which the batch does not hold"),
         ("relations", (5, 0, None), "row 9: the relevance None is not a number"),
@@ -250,6 +250,53 @@ def test_a_bad_record_of_arctictraining(
     parquet.write_table(pa.concat_tables([table, more]), batch / f"{name}.parquet")
     found = skipped(opened, problem, 16, path=f"arctictraining:{tmp_path}")
     assert texts(found, tokenizer) == EXPECTED
+
+
+def test_a_query_of_arctictraining_whose_relations_are_all_left_out(
+    tmp_path, opened, tokenizer, arctic_batch
+):
+    """It has no positive, and the queries around it keep their lists."""
+    arctic_batch(tmp_path / "batch")
+    prefixes(tmp_path)
+    file = tmp_path / "batch" / "relations.parquet"
+    table = parquet.read_table(file)
+    columns = table.to_pydict()
+    columns["BATCH_DOCUMENT_ID"] = [
+        99 if query == 5 else document
+        for query, document in zip(
+            columns["BATCH_QUERY_ID"], columns["BATCH_DOCUMENT_ID"], strict=True
+        )
+    ]
+    parquet.write_table(pa.table(columns, table.schema), file)
+    path = f"arctictraining:{tmp_path}"
+    with pytest.raises(DataError, match="row 1: names document 99"):
+        opened(path=path)
+    found = opened(path=path, bad_records="skip", bad_records_limit=0.5)
+    assert found.manifest["left_out"] == 3
+    wanted = {**EXPECTED, QUERIES[0]: ([], [])}
+    kept = texts(found, tokenizer)
+    assert {query: lists for query, lists in kept.items() if lists[0]} == {
+        query: lists for query, lists in wanted.items() if lists[0]
+    }
+
+
+def test_missing_negatives_of_a_line_are_counted_one_by_one(tmp_path, opened):
+    names = msmarco(tmp_path)
+    with open(tmp_path / names["jsonl"], "a") as file:
+        file.write(json.dumps({"qid": 0, "neg": list(range(100, 110))}) + "\n")
+    path = f"msmarco:{tmp_path}?negatives={names['jsonl']}"
+    with pytest.raises(DataError, match="10 of the first 26 records are not whole"):
+        opened(path=path, bad_records="skip", bad_records_limit=0.3)
+    found = opened(path=path, bad_records="skip", bad_records_limit=0.4)
+    assert found.manifest["left_out"] == 10
+
+
+def test_judgements_of_no_known_query(tmp_path, opened):
+    folder = beir(tmp_path / "beir")
+    lines = "query-id\tcorpus-id\tscore\nq9\td0\t1\n"
+    (folder / "qrels" / "train.tsv").write_text(lines)
+    with pytest.raises(DataError, match="no query with a positive has text"):
+        opened(path=f"beir:{folder}?split=train", bad_records="skip", bad_records_limit=0.5)
 
 
 def test_a_torn_batch_of_arctictraining_is_an_error_all_the_same(tmp_path, opened, arctic_batch):
