@@ -65,6 +65,12 @@ def is_address(text: str | os.PathLike[str]) -> bool:
     return urlsplit(os.fspath(text)).scheme in SCHEMES
 
 
+def must_be_on_disk(option: str, place: str) -> None:
+    """Raises ConfigError where a place, given as `option`, is in a bucket."""
+    if is_address(place):
+        raise ConfigError(f"{option}: {place} is in a bucket; name a folder on a disk")
+
+
 def folder_here(address: str) -> Path:
     """Where this machine keeps what it has of a place in a bucket: in the user's cache folder
     ($XDG_CACHE_HOME, else ~/.cache)."""

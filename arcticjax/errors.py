@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -101,12 +102,16 @@ def run_cli(
         print(f"error: interrupted{said}", file=sys.stderr, flush=True)
         code = 130
     except OSError as error:
-        if error.errno not in _FORBIDDEN:
+        # Writing to an open file says no name: the traceback tells where it was.
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if error.errno not in _FORBIDDEN or not (error.filename or full):
             raise
         sys.stdout.flush()
+        if not error.filename:
+            traceback.print_exc()
         print(
-            f"error: {error.filename or 'a file'}: {error.strerror}. Check its permissions and the "
-            "room on its disk, then run the same command again",
+            f"error: {error.filename or 'an open file'}: {error.strerror}. Check its "
+            "permissions and the room on its disk, then run the same command again",
             file=sys.stderr,
             flush=True,
         )

@@ -157,9 +157,11 @@ def _copy(source: IO[str], prefix: str, out: TextIO, lock: threading.Lock) -> No
                 try:
                     out.write(prefix + line.rstrip("\n") + "\n")
                     out.flush()
-                except BrokenPipeError:
-                    # Who read it has gone. The run goes on, so its pipe must still be emptied.
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+                except OSError:
+                    # Who read it has gone, or its disk is full. The run goes on, so its pipe must
+                    # still be emptied.
+                    with open(os.devnull, "w") as nowhere:
+                        os.dup2(nowhere.fileno(), out.fileno())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -192,7 +194,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.processes < 1:
         raise ConfigError(f"--processes: {options.processes} is not 1 or more")
     if options.gpus_each < 0 or not 0 <= options.grace_seconds <= threading.TIMEOUT_MAX:
-        raise ConfigError("--gpus-each and --grace-seconds are 0 or more, and finite")
+        raise ConfigError(
+            "--gpus-each and --grace-seconds are 0 or more, the seconds at most "
+            f"{threading.TIMEOUT_MAX:g}"
+        )
     check_no_secret(options.command)
     if options.dry_run:
         for own in environments(options.processes, options.gpus_each):

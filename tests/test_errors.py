@@ -43,6 +43,12 @@ def test_a_file_that_may_not_be_touched_is_8_and_named(capsys):
         assert said.count("\n") == 1
 
 
+def test_a_full_disk_without_a_name_keeps_its_traceback_too(capsys):
+    code, said = code_of(OSError(errno.ENOSPC, "no room"), capsys)
+    assert code == 8 and "Traceback" in said
+    assert said.splitlines()[-1].startswith("error: an open file: no room. Check")
+
+
 @pytest.mark.parametrize(
     "bug",
     [
@@ -50,6 +56,7 @@ def test_a_file_that_may_not_be_touched_is_8_and_named(capsys):
         jax.errors.JaxRuntimeError("INTERNAL: a bug"),
         ValueError(),
         FileNotFoundError(errno.ENOENT, "no such file", "some/file"),
+        PermissionError(errno.EPERM, "no file at all"),
     ],
 )
 def test_a_bug_keeps_its_traceback(bug):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from arcticjax import config as configs
 from arcticjax import errors
-from arcticjax.buckets import is_address
+from arcticjax.buckets import must_be_on_disk
 from arcticjax.config.contract import MIN_LENGTH
 from arcticjax.parallel import command
 
@@ -131,10 +131,11 @@ def _parser() -> errors.ArgumentParser:
 def _output(given: str | None, model: str) -> Path:
     if given is None and not os.path.isdir(Path(os.path.expanduser(model), "checkpoints")):
         raise errors.ConfigError(f"--output: {model} is no run directory on a disk; say where")
-    if given is not None and is_address(given):
-        raise errors.ConfigError(f"--output: {given} is in a bucket; name a folder on a disk")
+    if given is not None:
+        must_be_on_disk("--output", given)
     output = Path(os.path.expanduser(given or Path(model, FOLDER)))
-    if output.exists() and not output.is_dir():
+    # Of os.path: what can be no path is none that is there.
+    if os.path.exists(output) and not os.path.isdir(output):
         raise errors.ConfigError(f"--output {output}: is a file; name a folder")
     return output
 

@@ -45,10 +45,10 @@ class Record:
 
 
 def prepare(output: Path) -> None:
-    """Makes the folder of records; ResourceError, before any work, if it cannot be written."""
+    """Makes the folder of records; ResourceError, before any task, if it cannot be written."""
     probe = output / FOLDER / ".writable"
     write_bytes(probe, b"")
-    probe.unlink()
+    probe.unlink(missing_ok=True)  # another evaluation may use the folder
 
 
 def read(output: Path, identity: Identity) -> Record | None:

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from yaml import YAMLError
 
+from arcticjax.buckets import is_address
 from arcticjax.config import load_config
 from arcticjax.data.lineage import pairs_drawn
 from arcticjax.errors import CheckpointError, ConfigError
@@ -18,6 +19,7 @@ from arcticjax.export.card import CARD_FILE, DataSource, Facts, Scores, Training
 from arcticjax.export.folder import OWN_FILE
 from arcticjax.export.source import Source
 from arcticjax.models.pretrained import read_json
+from arcticjax.models.resolve import resolve
 
 LINEAGE_FILE = "lineage.json"
 CONFIG_FILE = "config.yaml"
@@ -49,7 +51,10 @@ def facts_of(source: Source) -> Facts:
 def base_model(init: str | None) -> str | None:
     """The hub's name of what a run starts from: `init` itself, or what an earlier export's card
     says; None where neither is known."""
-    folder = Path(init or "").expanduser()
+    if init is not None and is_address(init):
+        folder = resolve(init)  # copied when it was loaded
+    else:
+        folder = Path(init or "").expanduser()
     if init is None or not folder.exists():
         return hub_id(init)
     if not (folder / OWN_FILE).is_file() or not (folder / CARD_FILE).is_file():

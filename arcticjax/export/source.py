@@ -97,7 +97,7 @@ def open_source(
         params=loaded.params,
         contract=loaded.contract,
         tokenizer_folder=loaded.tokenizer_file.parent,
-        origin=text,
+        origin=text if bucket is None else bucket.address,
         truncate_dim=_truncation(loaded.folder, loaded.spec),
         name=text,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from arcticjax.buckets import is_address
+from arcticjax.buckets import must_be_on_disk
 from arcticjax.checkpoint import lease
 from arcticjax.checkpoint.agreement import from_primary
 from arcticjax.checkpoint.lock_file import LockFile
@@ -43,9 +44,8 @@ def run(config: MineConfig) -> Path:
     What is there already is not made again. Raises an ArcticError, whose exit codes are part of the
     command line's contract. SIGTERM is one of them, Preempted.
     """
-    if is_address(config.output):
-        raise ConfigError(f"output: {config.output} is in a bucket; name a folder on a disk")
-    output = Path(config.output).expanduser()
+    must_be_on_disk("output", config.output)
+    output = Path(os.path.expanduser(config.output))
     with StopSignal(lambda: _saved(output)), contextlib.ExitStack() as stack:
         distributed.start(config.mesh.platform, config.mesh.policy)
         compilation_cache.keep_compiled(config.compilation_cache)

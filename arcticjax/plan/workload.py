@@ -8,6 +8,7 @@ them are on this machine, else from a stated distribution.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -338,8 +339,8 @@ def spec_name(spec: ModelSpec) -> str:
 
 def _folder(name: str) -> Path | None:
     """A model's folder if it is on this machine; nothing is fetched."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(name))
+    if os.path.isdir(folder):
         return folder.resolve()
     if name in WHEELS:
         import importlib.util

@@ -247,9 +247,7 @@ def _read_qrels(
     if not qrels:
         raise DataError(f"{path}: holds no judgements")
     if not any(grade > 0 for grades in qrels.values() for grade in grades.values()):
-        raise DataError(
-            f"{path}: no score is above 0, so that no document answers any query; nothing to score"
-        )
+        raise DataError(f"{path}: no score is above 0, so no document answers any query")
     return qrels
 
 

@@ -173,7 +173,7 @@ def test_the_dry_run_prints_what_would_run(capsys):
     [
         (["--processes", "0", "--", "a"], "--processes: 0 is not 1 or more"),
         (["--processes", "2"], "required: COMMAND"),
-        (["--processes", "1", "--grace-seconds", "nan", "--", "a"], "finite"),
+        (["--processes", "1", "--grace-seconds", "nan", "--", "a"], "at most"),
         (["--processes", "1", "--", "a", "hf_" + "x" * 20], "looks like a secret"),
     ],
 )

@@ -108,7 +108,7 @@ def test_hub_is_asked_for_safe_files_and_the_pinned_revision(tmp_path, monkeypat
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert resolve("owner/model@abc123") == tmp_path
     assert asked["name"] == "owner/model" and asked["revision"] == "abc123"
-    assert set(asked["allow_patterns"]) == {"*.json", "*.txt", "model*.safetensors"}
+    assert set(asked["allow_patterns"]) == {"*.json", "*.txt", "*.safetensors", "README.md"}
 
 
 def test_the_commit_of_a_copy_from_the_hub_is_told(tmp_path):

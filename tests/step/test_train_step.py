@@ -276,6 +276,7 @@ def test_gradients_are_clipped_by_their_global_norm(encoder, params):
     assert float(optax.tree.norm(changes[0.25])) == pytest.approx(0.25, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(one_device):
     mesh, state, step, kept = one_device()
     builder = tiny.builder(1, views=[tiny.memory_view("one", 0, records=32, shared=0.0)])

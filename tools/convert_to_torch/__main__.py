@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arcticjax.buckets import is_address
+from arcticjax.buckets import must_be_on_disk
 from arcticjax.errors import ArgumentParser, ConfigError, run_cli
 from arcticjax.models.spec import POOLINGS
 
@@ -27,8 +27,7 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; raises ArcticError for what the user can mend."""
     options = _parser().parse_args(arguments)
-    if is_address(options.output):
-        raise ConfigError(f"--output: {options.output} is in a bucket; name a folder on a disk")
+    must_be_on_disk("--output", options.output)
     output = Path(options.output)
     for checkpoint in options.checkpoint:
         if Path(checkpoint).resolve() == output.resolve():
