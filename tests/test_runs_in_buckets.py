@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 import arcticjax
-from arcticjax.buckets import folder_here
+from arcticjax.buckets import Bucket, Found, folder_here
 from arcticjax.checkpoint import CheckpointStore
 from arcticjax.checkpoint import __main__ as checkpoint
 from arcticjax.config import load_config
@@ -16,7 +16,9 @@ from arcticjax.errors import CheckpointError, ConfigError, StoreError
 from arcticjax.evaluate import __main__ as evaluate
 from arcticjax.evaluate import tasks
 from arcticjax.export import readers
+from arcticjax.export.record import base_model
 from arcticjax.export.source import open_source
+from arcticjax.models import bucket_model
 from arcticjax.models.pretrained import load_pretrained
 from arcticjax.train import run as training
 from tests import object_store, tiny
@@ -112,7 +114,7 @@ def test_the_commands_leave_the_bucket_as_it_is(trained, store, tmp_path, monkey
     assert convert_to_torch(["--checkpoint", address, *out]) == 0
     assert "s3://b/run at step 2 -> " in capsys.readouterr().out
     card = ModelCard((tmp_path / "folder" / "README.md").read_text())
-    assert "96" in card.text and f"{told['ndcg_at_10']:.4f}" in card.text  # pairs of a source
+    assert "| 96 |" in card.text and f"{told['ndcg_at_10']:.4f}" in card.text  # pairs of a source
     assert same(load_pretrained(tmp_path / "folder").params, open_source(address).params)
 
     mined = making.mine(folder, str(tmp_path / "mined"), teacher=address, contract={})
@@ -173,10 +175,20 @@ def test_mistakes(store, tmp_path):
 
 
 def test_a_name_that_leads_elsewhere_is_not_followed(store, tmp_path):
+    """Neither by the store's client nor, were there another, by the copy."""
     store.objects["b/run/export/../../../../escaped.json"] = b"{}"
-    with pytest.raises((ConfigError, StoreError)):
+    with pytest.raises(StoreError, match="invalid path"):
         load_pretrained(store.address("b/run/export"))
+    bucket = Bucket(store.address("b/run/export"), "model")
+    one = Found("../escaped.json", 2, 0.0, bucket.look("config.json").version)
+    with pytest.raises(ConfigError, match="is no name for a file"):
+        bucket_model._copy(bucket, [one], "", tmp_path / "copies" / "model")
     assert not list(tmp_path.rglob("escaped.json"))
+
+
+def test_the_base_of_a_model_is_what_its_card_says(store):
+    store.objects["b/run/export/README.md"] = b"---\nbase_model: owner/model\n---\n"
+    assert base_model(store.address("b/run/export")) == "owner/model"
 
 
 def test_a_model_whose_copy_broke_off_is_copied_again(store):
