@@ -206,8 +206,6 @@ def _beir_pool(one: InputConfig, tokenizer: TextTokenizer) -> Pool:
         relevant = {places[text_of[own]] for own, grade in grades.items() if grade >= RELEVANT}
         positives.setdefault(texts[query], set()).update(relevant)
     query_ids = sorted(query for query in task.qrels if positives[texts[query]])
-    if not query_ids:
-        raise DataError(f"input {one.name!r}, {one.path}: no query has a relevant document")
     rows = [sorted(positives[texts[query]]) for query in query_ids]
     return Pool(
         name=one.name,
